@@ -1,0 +1,98 @@
+"""The medium seam: sequential media as tape sees them. One medium, one file in this folder.
+
+A medium module has `Settings` (a msgspec.Struct) and `open_medium(settings) -> Medium`. It is found
+by its name in the configuration. What lies on a medium is a sequence of objects: records (blocks)
+and filemarks, counted from 0 at the beginning of the volume, as SCSI's LOCATE counts them (SSC-3,
+logical object identifier).
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+
+class Mark(enum.Enum):
+    """What a read met instead of a record."""
+
+    FILEMARK = "filemark"
+    END_OF_DATA = "end of data"
+
+
+FILEMARK: Final = Mark.FILEMARK
+END_OF_DATA: Final = Mark.END_OF_DATA
+
+Block = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Record sizes in bytes that the medium takes; `fixed`: one size only."""
+
+    smallest: int
+    largest: int
+    fixed: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capacity:
+    """Bytes in all and bytes left before the early warning; None: not known."""
+
+    total: int | None
+    left: int | None
+
+
+class Medium(Protocol):
+    """A drive with, perhaps, a volume in it. One user at a time, no threads.
+
+    Raises MediumError or one of its kind; the position after an error is where it was before,
+    or the medium must be located anew (MediumError says which).
+    """
+
+    def load(self, *, writable: bool) -> None:
+        """Make the volume ready and stand at its beginning. Loaded already: rewinds. Raises Busy
+        when someone else writes it, WrongMedium when it is none."""
+        ...
+
+    def unload(self) -> None:
+        """Sync and let go. Not loaded: harmless."""
+        ...
+
+    def write(self, blocks: Sequence[Block]) -> bool:
+        """Write each block as one record, at the position; what lay behind it is gone. True: early
+        warning, little room is left (the blocks are written). Raises EndOfMedium when the rest did
+        not fit, standing behind the last whole record that did."""
+        ...
+
+    def write_filemarks(self, count: int, *, sync: bool) -> bool:
+        """Write filemarks; with `sync` all that came before is on the medium when it returns. With
+        count 0 only the sync. True: early warning."""
+        ...
+
+    def read(self, buffer: memoryview) -> int | Mark:
+        """The next record into `buffer`, its length; or the mark that was met and passed
+        (END_OF_DATA is not passed). Raises MediumError when the record is longer than the
+        buffer, standing before it."""
+        ...
+
+    def locate(self, position: int) -> None:
+        """Stand before object `position`. Raises MediumError beyond the end of data."""
+        ...
+
+    def space_filemarks(self, count: int) -> None:
+        """Forward over `count` filemarks (behind the last of them), or with a negative count
+        backward (before the last of them). Raises MediumError when there are not so many."""
+        ...
+
+    def tell(self) -> int:
+        """The number of the object that is next, counted in software, checked against the device
+        where it can be asked."""
+        ...
+
+    @property
+    def limits(self) -> Limits: ...
+
+    @property
+    def capacity(self) -> Capacity: ...

@@ -1,0 +1,101 @@
+"""The mirror seam: what a mirror engine must do. One engine, one file in this folder.
+
+An engine module has `Settings` (a msgspec.Struct, its own table of the configuration) and
+`open_mirror(settings, state_dir) -> Mirror`. It is found by its name in the configuration.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from splitmirror.model import Filesystem, Finding, Leg, Volume
+from splitmirror.progress import Progress
+
+
+class Feature(enum.Enum):
+    """What an engine can do beyond the seam."""
+
+    GROUP_SPLIT = "splits all its volumes at one instant by itself"
+    INSTANT_LEG = "the leg is complete as soon as the split returns"
+    ATTACHES = "is started and stopped by us, see Attachable"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MirrorState:
+    """What the mirror is doing now.
+
+    `level`: every block is known equal but the `dirty_bytes`. `split_id`: the split whose leg is
+    parted now. `why`: in words, when it is not level.
+    """
+
+    attached: bool
+    level: bool
+    dirty_bytes: int
+    split_id: str | None = None
+    why: str = ""
+
+
+class Mirror(Protocol):
+    """A primary and its mirror disk, one or several volumes. Not thread-safe.
+
+    Every method raises MirrorError (or one of its kind) with what to do.
+    """
+
+    features: frozenset[Feature]
+
+    def volumes(self) -> tuple[Volume, ...]:
+        """The mirrored block devices as the primary sees them. Raises MirrorNotReady when not
+        attached."""
+        ...
+
+    def state(self) -> MirrorState:
+        """Ask the world, not our memory. Never raises for a mirror that is merely unwell."""
+        ...
+
+    def preflight(self, filesystems: Sequence[Filesystem]) -> list[Finding]:
+        """What would make a split of these filesystems unsafe. Changes nothing; made before every
+        split too, so it must be quick (well below a second)."""
+        ...
+
+    def synchronize(self, progress: Progress) -> None:
+        """Bring the mirror level, so far that a split is quick. A second call is harmless. Raises
+        MirrorError while a leg is split and not rejoined."""
+        ...
+
+    def split(self, split_id: str) -> None:
+        """Part the mirror, all volumes at one instant if GROUP_SPLIT is a feature.
+
+        Returns at that instant. Called while filesystems are frozen: writes no file on them, logs
+        nothing, takes milliseconds. The same id again is harmless; another one raises.
+        """
+        ...
+
+    def leg(self, split_id: str, deadline_s: float) -> Leg:
+        """The leg, once it is complete; its cache is flushed. Raises LegError when the copy failed,
+        DeadlineExceeded when it is not complete in time. A second call gives the same leg."""
+        ...
+
+    def rejoin(self, split_id: str) -> None:
+        """Give the leg back and let the mirror follow again; every descriptor, loop and mount on it
+        must be closed. A split that was never made, or is rejoined, is harmless."""
+        ...
+
+    def close(self) -> None:
+        """Let go of connections. The mirror itself goes on."""
+        ...
+
+
+@runtime_checkable
+class Attachable(Protocol):
+    """An engine that puts its own device below the filesystem (Feature.ATTACHES)."""
+
+    def attach(self) -> tuple[Volume, ...]:
+        """Start it and prove it sound (a self-probe). Already attached: gives the volumes."""
+        ...
+
+    def detach(self) -> None:
+        """Stop it. Raises Busy while a volume is mounted or open. Not attached: harmless."""
+        ...

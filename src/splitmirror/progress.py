@@ -1,0 +1,15 @@
+"""How a long step tells how far it is. The faces (a terminal, JSON, metrics) draw it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """Called with bytes done and bytes in all (0: not known). Must return at once."""
+
+    def __call__(self, done: int, total: int) -> None: ...
+
+
+def silent(done: int, total: int) -> None:
+    """The progress of a step that nobody watches."""

@@ -1,0 +1,43 @@
+"""What travels from the leg to the medium: a member with its bytes still to come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from splitmirror.model import Attributes, Origin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """One of the pieces a large file is cut into; `cat` of all of them in order is the file."""
+
+    number: int  # from 1
+    count: int
+    offset: int  # of the piece in the file
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One file, directory, link or piece on its way into a part.
+
+    `size` is the length of this member's content as a file (of the piece, where it is one).
+    `ranges` are the (offset, length) that hold data, in order, relative to the member's beginning;
+    what lies between reads as zeros. `chunks` yields exactly the bytes of the ranges, in order, cut
+    anywhere; a chunk is valid until the next is taken. It can be iterated once. `attributes` are
+    those of the whole file. The bytes are of the file's state at the split.
+    """
+
+    name: bytes
+    attributes: Attributes
+    size: int
+    ranges: tuple[tuple[int, int], ...]
+    chunks: Iterable[memoryview]
+    origin: Origin = Origin.LEG
+    piece: Piece | None = None
+    title: str = ""  # the database's own name for it
+
+    @property
+    def stored(self) -> int:
+        """Bytes that the chunks will yield."""
+        return sum(length for _, length in self.ranges)
