@@ -72,6 +72,12 @@ class ProgramFailed(SplitmirrorError):
     exit_code = 17
 
 
+class DeviceFailed(SplitmirrorError):
+    """The kernel refused an operation on a block device or a filesystem."""
+
+    exit_code = 18
+
+
 # --- runs: 20-29
 
 

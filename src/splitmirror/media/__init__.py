@@ -83,7 +83,8 @@ class Medium(Protocol):
 
     def space_filemarks(self, count: int) -> None:
         """Forward over `count` filemarks (behind the last of them), or with a negative count
-        backward (before the last of them). Raises MediumError when there are not so many."""
+        backward (before the last of them). Raises MediumError when there are not so many, standing
+        at the end of data, or at the beginning."""
         ...
 
     def tell(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from splitmirror.model import Attributes, Origin
+from splitmirror.model import Attributes, Kind, Origin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,8 +24,14 @@ class Member:
     `size` is the length of this member's content as a file (of the piece, where it is one).
     `ranges` are the (offset, length) that hold data, in order, relative to the member's beginning;
     what lies between reads as zeros. `chunks` yields exactly the bytes of the ranges, in order, cut
-    anywhere; a chunk is valid until the next is taken. It can be iterated once. `attributes` are
-    those of the whole file. The bytes are of the file's state at the split.
+    anywhere; a chunk is valid until the next is taken, and the chunks until the next member is. It
+    can be iterated once. `attributes` are those of the whole file. The bytes are of the file's
+    state at the split.
+
+    Hard links. Kind.HARDLINK: `attributes.link` names a member that stands, whole and earlier, in
+    the same part; there are no bytes. Kind.FILE with `attributes.link` set: the file is a hard link
+    to the member of that name, which stands in another part (or in pieces), and its data are
+    repeated here; in the tar it is an ordinary file, and the manifest records the link.
     """
 
     name: bytes
@@ -41,3 +47,8 @@ class Member:
     def stored(self) -> int:
         """Bytes that the chunks will yield."""
         return sum(length for _, length in self.ranges)
+
+    @property
+    def repeats(self) -> bytes:
+        """The name of the file whose data these are once more; b"" for a file of its own."""
+        return self.attributes.link if self.attributes.kind is Kind.FILE else b""

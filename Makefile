@@ -1,0 +1,25 @@
+# make demo    set up, then a whole backup and restore on the embedded mirror   (ARGS="--json ...")
+# make test    set up, then every test; the slow tiers say what they ran        (ARGS="-k name")
+# make check   style, types and the rooms' import rules
+.PHONY: setup demo test test-fast check clean
+
+setup:
+	@scripts/setup
+
+demo: setup
+	@.venv/bin/splitmirror demo $(ARGS)
+
+test: setup check
+	.venv/bin/pytest $(ARGS)
+
+test-fast: setup
+	.venv/bin/pytest tests/unit tests/contract tests/property -m "not real and not crash" $(ARGS)
+
+check: setup
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

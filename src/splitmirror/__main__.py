@@ -1,0 +1,5 @@
+"""`python -m splitmirror` is the command `splitmirror`."""
+
+from splitmirror.cli import main
+
+main()

@@ -1,0 +1,319 @@
+"""The recipe: how a running database is backed up from a split mirror.
+
+`backup` reads from top to bottom as the mission does: synchronize, map, quiesce, discover, prepare,
+split, check, release, back up, clean up. The steps themselves are below it, in that order. What
+comes after the split is trusted (`finish`) is shared with `recover`, which goes on with a backup
+that was cut off.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from splitmirror import writing
+from splitmirror.catalog import Catalog
+from splitmirror.config import Config
+from splitmirror.databases import Database, Layout, RedoFile
+from splitmirror.errors import NoRoom, NotOnMirror, SplitmirrorError, UnsupportedStack
+from splitmirror.extents.check import Checked, check, check_maps
+from splitmirror.extents.known import Known
+from splitmirror.extents.scan import rescan, scan
+from splitmirror.extents.table import FileTable
+from splitmirror.extents.trees import plan_trees
+from splitmirror.extents.views import LegView, PrimaryView
+from splitmirror.freeze import Freeze
+from splitmirror.guard import Guard
+from splitmirror.hold import Hold
+from splitmirror.media import Medium
+from splitmirror.mirrors import Feature, Mirror
+from splitmirror.model import BackupSet, Check, Cleanup, Filesystem, Leg, MapCounts, Mode, Tree
+from splitmirror.preflight import attached, require_root, stop_at_first, would_freeze
+from splitmirror.progress import Watch, unwatched
+from splitmirror.run import Run
+from splitmirror.stream.plan import Plan, plan_parts
+from splitmirror.units import show_size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tools:
+    """The drivers of one run, opened."""
+
+    mirror: Mirror
+    database: Database
+    medium: Medium
+    catalog: Catalog
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """The set as it was at one look: what belongs to it, where it lies, what is there."""
+
+    layout: Layout
+    trees: tuple[Tree, ...]
+    table: FileTable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Early(Seen):
+    """The look before the quiesce, `known` by directory so that the next one is a difference."""
+
+    known: Known
+
+
+def backup(config: Config, watch: Watch = unwatched) -> BackupSet:
+    """Back up the source once. Gives the set as it was recorded.
+
+    Raises a SplitmirrorError with what to do. Whatever is raised, nothing stays quiesced, frozen
+    or mounted, and the mirror is rejoined.
+    """
+    require_root()
+    options = config.backup
+    with Run.begin(config.state, config.source) as run, opened(config) as tools:
+        look_first(config, tools)
+        with run.phase("synchronize", options.synchronize_deadline_s):
+            tools.mirror.synchronize(watch("synchronize"))
+        with run.phase("map"):
+            early = map_early(tools)
+            outside = writing.copy_outside(early.layout.outside, run.directory / "outside")
+        with thrown_away_on_failure(tools.mirror, run.set_id):
+            with standstill(config, run, tools, early.trees) as hold:
+                with run.phase("quiesce", options.quiesce_deadline_s):
+                    hold.quiesce()
+                with run.phase("discover", options.quiesce_deadline_s):
+                    found = discover(tools, early, options.mode)
+                with run.phase("prepare", options.quiesce_deadline_s):
+                    prepare(config, tools, found)
+                with run.phase("split", options.freeze_deadline_s):
+                    hold.split(tools.mirror, run.set_id, thaw=options.check is Check.RELEASED)
+                checked = None
+                if options.check is Check.QUIESCED:
+                    with run.phase("check", options.quiesce_deadline_s):
+                        checked = check_quiesced(config, tools, run.set_id, early, found)
+                with run.phase("release", options.quiesce_deadline_s):
+                    redo = hold.release(run.directory / "redo")
+            trusted = trust(config, run, tools, hold, found, outside + redo)
+            if checked is None:
+                with run.phase("check", options.leg_deadline_s):
+                    checked = check_released(config, tools, run.set_id, early, found)
+            plan = plan_writing(config, run, found.layout, checked)
+            return finish(config, run, tools, trusted, checked.counts, plan, watch)
+
+
+def finish(
+    config: Config,
+    run: Run,
+    tools: Tools,
+    trusted: writing.Trusted,
+    counts: MapCounts,
+    plan: Plan,
+    watch: Watch,
+) -> BackupSet:
+    """From a trusted split and a durable plan to the end: write, record, rejoin."""
+    with run.phase("backup"):
+        leg = tools.mirror.leg(run.set_id, config.backup.leg_deadline_s)
+        titles = tools.database.titles(plan.table.names)
+        backup_set = replace(trusted.backup_set, maps=counts, phases=tuple(run.phases))
+        written = writing.write_set(
+            writing.Job(
+                trusted=trusted,
+                backup_set=backup_set,
+                plan=plan,
+                leg=leg,
+                titles=titles,
+                block_size=config.block_size,
+                part_size=config.part_size,
+                volume=config.volume,
+            ),
+            medium=tools.medium,
+            directory=run.directory,
+            journal=run.journal,
+            progress=watch("backup"),
+        )
+    with run.phase("cleanup"):
+        tools.catalog.record(written.backup_set, written.parts, written.members())
+        if config.backup.cleanup is Cleanup.REJOIN:
+            tools.mirror.rejoin(run.set_id)
+            run.journal.record("rejoined")
+    ended = replace(written.backup_set, phases=tuple(run.phases), ended=datetime.now(UTC))
+    tools.catalog.amend(ended)
+    run.clear()
+    return ended
+
+
+# --- the steps, in the order of the recipe
+
+
+@contextmanager
+def opened(config: Config) -> Iterator[Tools]:
+    """The drivers that the configuration names."""
+    with ExitStack() as stack:
+        mirror = config.open_mirror()
+        stack.callback(mirror.close)
+        medium = config.open_medium()
+        stack.callback(medium.unload)
+        catalog = Catalog.open(config.catalog_path)
+        stack.callback(catalog.close)
+        yield Tools(mirror=mirror, database=config.open_database(), medium=medium, catalog=catalog)
+
+
+def look_first(config: Config, tools: Tools) -> None:
+    """Stop at whatever would stop the backup later, while nothing has been touched."""
+    stop_at_first([attached(tools.mirror)])
+    stop_at_first(tools.database.preflight(config.backup.mode))
+    layout = tools.database.layout()
+    trees = plan_trees(layout.roots, tools.mirror.volumes(), layout.keep)
+    stop_at_first(would_freeze(config, filesystems_of(trees)))
+    stop_at_first(tools.mirror.preflight(filesystems_of(trees)))
+    writing.look_at_volume(tools.medium, config.volume)
+
+
+def map_early(tools: Tools) -> Early:
+    """Map every file of the set to its extents, before the database is quiesced."""
+    layout = tools.database.layout()
+    trees = plan_trees(layout.roots, tools.mirror.volumes(), layout.keep)
+    with PrimaryView(trees) as view:
+        table = scan(view, trees, layout.keep)
+    stop_at_first(tools.mirror.preflight(filesystems_of(trees)))
+    return Early(layout=layout, trees=trees, table=table, known=Known(table))
+
+
+@contextmanager
+def standstill(config: Config, run: Run, tools: Tools, trees: tuple[Tree, ...]) -> Iterator[Hold]:
+    """The guard, and under its eyes the holds that the recipe takes."""
+    mountpoints = [filesystem.mountpoint for filesystem in filesystems_of(trees)]
+    run.journal.record("split intended", split_id=run.set_id)
+    with (
+        Guard(mountpoints, run.directory / "guard.json") as guard,
+        Freeze(mountpoints, guard, config.backup.freeze_deadline_s) as freeze,
+        Hold(
+            database=tools.database,
+            freeze=freeze,
+            guard=guard,
+            journal=run.journal,
+            mode=config.backup.mode,
+            deadline_s=config.backup.quiesce_deadline_s,
+        ) as hold,
+    ):
+        yield hold
+
+
+def discover(tools: Tools, early: Early, mode: Mode) -> Seen:
+    """Which files make up the database right now, and is each of them on the mirror.
+
+    A difference to the early look, not a look at everything: in freeze mode writers wait for it.
+    """
+    layout = tools.database.layout()
+    trees = plan_trees(layout.roots, tools.mirror.volumes(), layout.keep)
+    known = {filesystem.devno for filesystem in filesystems_of(early.trees)}
+    for tree in trees:
+        if tree.filesystem.devno not in known:
+            raise NotOnMirror(
+                f"{tree.path!r} lies on {tree.filesystem.mountpoint}, which joined the set after "
+                "the backup began",
+                hint="Start the backup again; it will include that filesystem.",
+            )
+    with PrimaryView(trees, live=mode is Mode.HOT) as view:
+        table = rescan(view, trees, layout.keep, early.known)
+    return Seen(layout=layout, trees=trees, table=table)
+
+
+def prepare(config: Config, tools: Tools, found: Seen) -> None:
+    """Is there room on the medium for what was found?"""
+    left = tools.medium.capacity.left
+    needed = found.table.stored_bytes
+    if left is not None and needed > left:
+        raise NoRoom(
+            f"the set needs {show_size(needed)}, volume {config.volume} has {show_size(left)} left",
+            hint="Take another volume (change `volume` and the medium's path) or a larger one.",
+        )
+
+
+def check_quiesced(
+    config: Config, tools: Tools, split_id: str, early: Early, found: Seen
+) -> Checked:
+    """Find the stale maps while the database is held.
+
+    In hot mode the leg is asked, which costs writers nothing; in freeze mode the frozen primary,
+    unless the leg is ready at once.
+    """
+    if config.backup.mode is Mode.HOT or Feature.INSTANT_LEG in tools.mirror.features:
+        try:
+            return check_released(config, tools, split_id, early, found)
+        except UnsupportedStack:
+            if config.backup.mode is Mode.HOT:
+                raise
+    with PrimaryView(found.trees, live=False) as view:
+        return check_maps(view, found.table, early=early.table)
+
+
+def check_released(
+    config: Config, tools: Tools, split_id: str, early: Early, found: Seen
+) -> Checked:
+    """Find the stale maps against the leg's own metadata, the leg mounted read-only."""
+    leg = tools.mirror.leg(split_id, config.backup.leg_deadline_s)
+    return check_leg(leg, early.table, found)
+
+
+def check_leg(leg: Leg, early: FileTable, found: Seen) -> Checked:
+    with LegView(leg, found.trees) as view:
+        now = scan(view, found.trees, found.layout.keep, xattrs=True)
+    return check(early, now)
+
+
+def trust(
+    config: Config,
+    run: Run,
+    tools: Tools,
+    hold: Hold,
+    found: Seen,
+    copied: tuple[RedoFile, ...],
+) -> writing.Trusted:
+    """The hold lasted and the redo log lies synced: from here on a crash resumes the backup."""
+    backup_set = BackupSet(
+        set_id=run.set_id,
+        source=config.source,
+        host=socket.gethostname(),
+        database=config.database["driver"],
+        mode=config.backup.mode,
+        check=config.backup.check,
+        mirror=config.mirror["driver"],
+        medium=config.medium["driver"],
+        started=run.began,
+        write_pause_s=hold.pause_s,
+        quiesce_window_s=hold.ended_s - hold.began_s,
+        trees=tuple((tree.name, tree.path) for tree in found.trees),
+        facts=tools.database.facts(),
+    )
+    trusted = writing.Trusted(backup_set=backup_set, trees=found.trees, copied=copied)
+    run.journal.record("trusted", digest=trusted.save(run.directory / "trusted"))
+    return trusted
+
+
+def plan_writing(config: Config, run: Run, layout: Layout, checked: Checked) -> Plan:
+    """Which file goes where, durable before the first block is written."""
+    plan = plan_parts(checked.table, checked.table.ordered(layout.order), config.part_size)
+    run.journal.record("plan", digest=plan.save(run.directory / "plan"))
+    return plan
+
+
+@contextmanager
+def thrown_away_on_failure(mirror: Mirror, split_id: str) -> Iterator[None]:
+    """Whatever fails after the split was intended, the mirror is whole again. The first error is
+    the one that is raised."""
+    try:
+        yield
+    except BaseException as error:
+        try:
+            mirror.rejoin(split_id)
+        except SplitmirrorError as second:
+            error.add_note(f"The mirror could not be rejoined either: {second} {second.hint}")
+        raise
+
+
+def filesystems_of(trees: tuple[Tree, ...]) -> list[Filesystem]:
+    """The filesystems of the set, each once."""
+    return list({tree.filesystem.devno: tree.filesystem for tree in trees}.values())

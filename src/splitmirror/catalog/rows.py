@@ -1,0 +1,240 @@
+"""What the catalogue holds, as values, and their way into its tables and out again."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from sqlalchemy import RowMapping
+
+from splitmirror.archive.manifest import MemberRecord, PartRecord
+from splitmirror.model import (
+    Attributes,
+    BackupSet,
+    Check,
+    Kind,
+    MapCounts,
+    MediaPosition,
+    Mode,
+    Origin,
+    Phase,
+)
+from splitmirror.stream.member import Piece
+
+
+class Located(NamedTuple):
+    """A member and the number of the part that holds it."""
+
+    part: int
+    record: MemberRecord
+
+    @property
+    def name(self) -> bytes:
+        return self.record.name
+
+    @property
+    def kind(self) -> Kind:
+        return self.record.attributes.kind
+
+    @property
+    def size(self) -> int:
+        """Of the piece, where it is one."""
+        return self.record.size
+
+    @property
+    def title(self) -> str:
+        return self.record.title
+
+
+Row = RowMapping  # at the edge only
+
+
+def _utc(moment: datetime | None) -> str | None:
+    return None if moment is None else moment.astimezone(UTC).isoformat()
+
+
+def set_columns(record: BackupSet) -> dict[str, object]:
+    """The row of a set, without its number."""
+    trees = [[os.fsdecode(name), os.fsdecode(path)] for name, path in record.trees]
+    return {
+        "set_id": record.set_id,
+        "source": record.source,
+        "host": record.host,
+        "database": record.database,
+        "mode": str(record.mode),
+        "check_when": str(record.check),
+        "mirror": record.mirror,
+        "medium": record.medium,
+        "started": _utc(record.started),
+        "ended": _utc(record.ended),
+        "complete": record.complete,
+        "files": record.files,
+        "stored_bytes": record.stored_bytes,
+        "write_pause_s": record.write_pause_s,
+        "quiesce_window_s": record.quiesce_window_s,
+        "maps_early": record.maps.early,
+        "maps_renewed": record.maps.renewed,
+        "maps_new": record.maps.new,
+        "maps_gone": record.maps.gone,
+        "trees": json.dumps(trees),
+        "facts": json.dumps(dict(record.facts)),
+    }
+
+
+def phase_columns(phases: Iterable[Phase]) -> Iterator[dict[str, object]]:
+    for ordinal, phase in enumerate(phases):
+        yield {
+            "ordinal": ordinal,
+            "name": phase.name,
+            "began_s": phase.began_s,
+            "seconds": phase.seconds,
+        }
+
+
+def as_set(row: Row, phases: Iterable[Phase]) -> BackupSet:
+    """The set of a row and its phases."""
+    return BackupSet(
+        set_id=row["set_id"],
+        source=row["source"],
+        host=row["host"],
+        database=row["database"],
+        mode=Mode(row["mode"]),
+        check=Check(row["check_when"]),
+        mirror=row["mirror"],
+        medium=row["medium"],
+        started=datetime.fromisoformat(row["started"]),
+        ended=None if row["ended"] is None else datetime.fromisoformat(row["ended"]),
+        complete=row["complete"],
+        files=row["files"],
+        stored_bytes=row["stored_bytes"],
+        write_pause_s=row["write_pause_s"],
+        quiesce_window_s=row["quiesce_window_s"],
+        phases=tuple(phases),
+        maps=MapCounts(
+            early=row["maps_early"],
+            renewed=row["maps_renewed"],
+            new=row["maps_new"],
+            gone=row["maps_gone"],
+        ),
+        trees=tuple(
+            (os.fsencode(name), os.fsencode(path)) for name, path in json.loads(row["trees"])
+        ),
+        facts=json.loads(row["facts"]),
+    )
+
+
+def part_columns(part: PartRecord) -> dict[str, object]:
+    """Raises ValueError for a part whose place is not known."""
+    if part.position is None:
+        raise ValueError(f"part {part.number} has no position")
+    return {
+        "number": part.number,
+        "volume": part.position.volume,
+        "tape_file": part.position.tape_file,
+        "object": part.position.object,
+        "members": part.members,
+        "stored": part.stored,
+        "length": part.length,
+        "block_size": part.block_size,
+        "manifest": part.manifest,
+        "digest": part.digest,
+    }
+
+
+def as_part(set_id: str, row: Row) -> PartRecord:
+    plain = ("number", "members", "stored", "length", "block_size", "manifest", "digest")
+    return PartRecord(
+        set_id=set_id,
+        position=MediaPosition(
+            volume=row["volume"], tape_file=row["tape_file"], object=row["object"]
+        ),
+        **{column: row[column] for column in plain},
+    )
+
+
+def member_columns(part: int, record: MemberRecord) -> dict[str, object]:
+    attributes, piece = record.attributes, record.piece
+    return {
+        "part": part,
+        "offset": record.offset,
+        "name": record.name,
+        "kind": attributes.kind.value,
+        "mode": attributes.mode,
+        "uid": attributes.uid,
+        "gid": attributes.gid,
+        "whole": attributes.size,
+        "mtime_ns": attributes.mtime_ns,
+        "link": attributes.link,
+        "rdev": attributes.rdev,
+        "xattrs": _packed(attributes.xattrs),
+        "size": record.size,
+        "stored": record.stored,
+        "blake3": record.blake3,
+        "map": record.map,
+        "piece": piece.number if piece else None,
+        "pieces": piece.count if piece else None,
+        "piece_offset": piece.offset if piece else None,
+        "origin": record.origin.value,
+        "title": record.title,
+    }
+
+
+# In the order in which as_member takes them: a million rows are read by position, not by name.
+MEMBER_COLUMNS = (
+    *("part", "kind", "mode", "uid", "gid", "whole", "mtime_ns", "link", "rdev", "xattrs"),
+    *("name", "offset", "size", "stored", "blake3", "map", "origin", "title"),
+    *("piece", "pieces", "piece_offset"),
+)
+_KINDS = {kind.value: kind for kind in Kind}
+_ORIGINS = {origin.value: origin for origin in Origin}
+
+
+def as_member(row: Sequence[Any]) -> Located:
+    """The member of a row with MEMBER_COLUMNS."""
+    part, kind, mode, uid, gid, whole, mtime_ns, link, rdev, xattrs, *rest = row
+    name, offset, size, stored, blake3, map_digest, origin, title, piece, pieces, begin = rest
+    attributes = Attributes(
+        kind=_KINDS[kind],
+        mode=mode,
+        uid=uid,
+        gid=gid,
+        size=whole,
+        mtime_ns=mtime_ns,
+        link=link,
+        rdev=rdev,
+        xattrs=_unpacked(xattrs),
+    )
+    record = MemberRecord(
+        name=name,
+        attributes=attributes,
+        offset=offset,
+        size=size,
+        stored=stored,
+        blake3=blake3,
+        map=map_digest,
+        origin=_ORIGINS[origin],
+        piece=None if piece is None else Piece(number=piece, count=pieces, offset=begin),
+        title=title,
+    )
+    return Located(part, record)
+
+
+_LENGTHS = struct.Struct("<II")  # of an extended attribute's name and value, which follow
+
+
+def _packed(xattrs: Sequence[tuple[bytes, bytes]]) -> bytes:
+    return b"".join(_LENGTHS.pack(len(key), len(value)) + key + value for key, value in xattrs)
+
+
+def _unpacked(packed: bytes) -> tuple[tuple[bytes, bytes], ...]:
+    found, at = [], 0
+    while at < len(packed):
+        key, value = _LENGTHS.unpack_from(packed, at)
+        at += _LENGTHS.size
+        found.append((packed[at : at + key], packed[at + key : at + key + value]))
+        at += key + value
+    return tuple(found)

@@ -1,0 +1,302 @@
+"""The commands. Each opens what it needs, calls one recipe and prints what came of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from splitmirror import __version__, config
+from splitmirror.backup import backup as run_backup
+from splitmirror.catalog import Catalog
+from splitmirror.cli import show as words
+from splitmirror.cli.demo import demo
+from splitmirror.cli.output import print_json, terminal_watch
+from splitmirror.config import Config
+from splitmirror.errors import MirrorError
+from splitmirror.mirrors import Attachable, Mirror
+from splitmirror.preflight import require_root
+
+app = typer.Typer(
+    name="splitmirror",
+    help="Back up a running database, file by file, from a split mirror.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+catalog_app = typer.Typer(no_args_is_help=True, help="The index of what was backed up.")
+mirror_app = typer.Typer(no_args_is_help=True, help="Start and stop a mirror that is ours to run.")
+app.add_typer(catalog_app, name="catalog")
+app.add_typer(mirror_app, name="mirror")
+app.command()(demo)
+
+ConfigPath = Annotated[
+    Path,
+    typer.Option("--config", "-c", envvar="SPLITMIRROR_CONFIG", help="The configuration file."),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document instead of words.")]
+SetId = Annotated[str, typer.Argument(help="A set's id, the beginning of one, or `latest`.")]
+Patterns = Annotated[
+    list[str] | None,
+    typer.Argument(help="Names or globs in the set; a directory means all below it."),
+]
+DEFAULT = config.DEFAULT_PATH
+
+
+@app.callback(invoke_without_command=True)
+def _top(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(f"splitmirror {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def init(
+    directory: Annotated[Path, typer.Argument(help="The database's data directory or file.")],
+    write: Annotated[
+        Path | None, typer.Option("--write", help="Write it there; else it is printed.")
+    ] = None,
+) -> None:
+    """Look at this host and propose a configuration."""
+    from splitmirror.init import propose, write_new
+
+    text = propose(directory)
+    if write is None:
+        print(text, end="")
+    else:
+        write_new(write, text)
+        print(f"wrote {write}; look through it, then run: splitmirror doctor -c {write}")
+
+
+@app.command()
+def doctor(path: ConfigPath = DEFAULT, json: Json = False) -> None:
+    """Find what would stop a backup, before it does."""
+    from splitmirror.doctor import examine
+
+    findings = examine(config.load(path))
+    problems = [f.problem for f in findings if f.problem is not None and not f.warning]
+    if json:
+        print_json({"ok": not problems, "findings": [words.finding(f) for f in findings]})
+    else:
+        words.print_findings(findings)
+    if problems:
+        raise typer.Exit(problems[0].exit_code)
+
+
+@app.command()
+def backup(path: ConfigPath = DEFAULT, json: Json = False) -> None:
+    """Back up the source once."""
+    made = run_backup(config.load(path), terminal_watch)
+    if json:
+        print_json(made)
+    else:
+        words.print_set(made)
+
+
+@app.command(name="list")
+def list_sets(path: ConfigPath = DEFAULT, json: Json = False) -> None:
+    """List the backup sets, newest last."""
+    with _catalog(config.load(path)) as catalog:
+        sets = catalog.sets()
+    if json:
+        print_json({"sets": sets})
+    else:
+        words.print_sets(sets)
+
+
+@app.command()
+def show(
+    set_id: SetId = "latest",
+    patterns: Patterns = None,
+    files: Annotated[bool, typer.Option("--files", help="List the files too.")] = False,
+    path: ConfigPath = DEFAULT,
+    json: Json = False,
+) -> None:
+    """Show a set: phases, write pause, and with --files or PATTERNS what is in it."""
+    with _catalog(config.load(path)) as catalog:
+        found = catalog.get(set_id)
+        wanted = [pattern.encode(errors="surrogateescape") for pattern in patterns or ()]
+        members = catalog.members(found.set_id, wanted) if files or wanted else iter(())
+        if json:
+            print_json({"set": found, "members": list(members)})
+            return
+        words.print_set(found)
+        words.print_members(members)
+
+
+@app.command()
+def restore(
+    set_id: SetId,
+    patterns: Patterns = None,
+    to: Annotated[
+        Path | None, typer.Option("--to", help="An empty or new directory to restore into.")
+    ] = None,
+    in_place: Annotated[
+        bool, typer.Option("--in-place", help="Restore to the original place, replacing files.")
+    ] = False,
+    path: ConfigPath = DEFAULT,
+    json: Json = False,
+) -> None:
+    """Restore one file, a subtree, a glob or the whole set."""
+    from splitmirror.restore import restore as run_restore
+
+    if (to is None) == (not in_place):
+        raise typer.BadParameter("say where: --to DIRECTORY, or --in-place for the original place")
+    loaded = config.load(path)
+    with _catalog(loaded) as catalog:
+        report = run_restore(
+            loaded.open_medium(),
+            catalog,
+            catalog.get(set_id).set_id,
+            [pattern.encode(errors="surrogateescape") for pattern in patterns or ()],
+            to,
+            original=in_place,
+            database=None if patterns else loaded.open_database(),
+            progress=terminal_watch("restore"),
+        )
+    if json:
+        print_json(report)
+    else:
+        words.print_restored(report)
+
+
+@app.command()
+def verify(set_id: SetId = "latest", path: ConfigPath = DEFAULT, json: Json = False) -> None:
+    """Read a set back and check every hash."""
+    from splitmirror.verify import verify as run_verify
+
+    loaded = config.load(path)
+    with _catalog(loaded) as catalog:
+        found = catalog.get(set_id)
+    report = run_verify(loaded.open_medium(), found.set_id, progress=terminal_watch("verify"))
+    if json:
+        print_json(report)
+    else:
+        words.print_verified(report)
+    report.require_sound()
+
+
+@app.command()
+def drill(set_id: SetId = "latest", path: ConfigPath = DEFAULT, json: Json = False) -> None:
+    """Restore a set to a scratch place, start the database there, check it, take it away."""
+    from splitmirror.drill import DrillReport
+    from splitmirror.drill import drill as run_drill
+
+    require_root()
+    loaded = config.load(path)
+    with _catalog(loaded) as catalog:
+        report: DrillReport[None] = run_drill(
+            loaded.open_medium(),
+            catalog,
+            catalog.get(set_id).set_id,
+            loaded.open_database(),
+            progress=terminal_watch("drill"),
+        )
+    if json:
+        print_json(report)
+    else:
+        words.print_drilled(report)
+    report.require_passed()
+
+
+@catalog_app.command()
+def rebuild(path: ConfigPath = DEFAULT, json: Json = False) -> None:
+    """Make the catalogue anew from the medium alone."""
+    from splitmirror.catalog.rebuild import rebuild as run_rebuild
+
+    loaded = config.load(path)
+    with Catalog.open(loaded.catalog_path) as catalog:
+        sets = run_rebuild(loaded.open_medium(), catalog)
+    if json:
+        print_json({"sets": sets})
+    else:
+        words.print_sets(sets)
+
+
+@mirror_app.command()
+def start(path: ConfigPath = DEFAULT, json: Json = False) -> None:
+    """Start the mirror engine and print the devices to mount."""
+    require_root()
+    volumes = _attachable(config.load(path).open_mirror()).attach()
+    if json:
+        print_json({"volumes": volumes})
+        return
+    for volume in volumes:
+        print(f"{volume.name}: {volume.device}")
+
+
+@mirror_app.command()
+def stop(path: ConfigPath = DEFAULT) -> None:
+    """Stop the mirror engine; its devices must not be mounted."""
+    require_root()
+    _attachable(config.load(path).open_mirror()).detach()
+
+
+@mirror_app.command()
+def status(path: ConfigPath = DEFAULT, json: Json = False) -> None:
+    """What the mirror is doing now."""
+    state = config.load(path).open_mirror().state()
+    if json:
+        print_json(state)
+    else:
+        words.print_mirror(state)
+
+
+@app.command()
+def resync(path: ConfigPath = DEFAULT, json: Json = False) -> None:
+    """Rejoin a leg that was left split, and bring the mirror level."""
+    require_root()
+    mirror = config.load(path).open_mirror()
+    parted = mirror.state().split_id
+    if parted is not None:
+        mirror.rejoin(parted)
+    mirror.synchronize(terminal_watch("synchronize"))
+    state = mirror.state()
+    mirror.close()
+    if json:
+        print_json(state)
+    else:
+        words.print_mirror(state)
+
+
+@app.command()
+def recover(path: ConfigPath = DEFAULT, json: Json = False) -> None:
+    """After a crash: release everything, then go on with the backup or throw its split away."""
+    from splitmirror.recover import recover as run_recover
+
+    require_root()
+    recovered = run_recover(config.load(path), terminal_watch)
+    if json:
+        print_json({"runs": recovered})
+    else:
+        words.print_recovered(recovered)
+
+
+@app.command()
+def release(path: ConfigPath = DEFAULT, json: Json = False) -> None:
+    """Thaw and unlock by hand whatever an unfinished backup holds; a running one is ended."""
+    from splitmirror.recover import release as run_release
+
+    require_root()
+    loaded = config.load(path)
+    done = run_release(loaded.state, loaded.source)
+    if json:
+        print_json({"done": done})
+    else:
+        print("\n".join(done) or "nothing was held")
+
+
+def _catalog(loaded: Config) -> Catalog:
+    return Catalog.open(loaded.catalog_path, must_exist=True)
+
+
+def _attachable(mirror: Mirror) -> Attachable:
+    if not isinstance(mirror, Attachable):
+        raise MirrorError(
+            "this mirror engine is run by the system, not by splitmirror",
+            hint="`splitmirror mirror start` and `stop` are for the embedded mirror (qsd).",
+        )
+    return mirror

@@ -1,0 +1,121 @@
+"""`splitmirror demo`: the face of the demo, in words or as one document."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from splitmirror.cli.output import print_json, terminal_watch
+from splitmirror.demo import Options, Shown, run_demo
+from splitmirror.demo.timeline import timeline
+from splitmirror.errors import ConfigError
+from splitmirror.model import Check, Mode
+from splitmirror.progress import unwatched
+from splitmirror.units import parse_size, show_seconds, show_size
+
+DIRECTORY = Options().directory
+FAILED = 1  # the demo ran to its end, but what it saw is not well
+
+
+def demo(
+    database: Annotated[str, typer.Option(help="postgresql or sqlite.")] = "postgresql",
+    mode: Annotated[Mode, typer.Option(help="How the database is quiesced.")] = Mode.HOT,
+    check: Annotated[
+        Check, typer.Option(help="Look for stale maps while quiesced, or once released.")
+    ] = Check.QUIESCED,
+    size: Annotated[str, typer.Option(help="How much data the database gets.")] = "256M",
+    directory: Annotated[
+        Path, typer.Option(help="Where the scratch lab is made; not in memory.")
+    ] = DIRECTORY,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the lab's files.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="The last line is one document.")] = False,
+) -> None:
+    """Back up and restore a running database in a scratch lab, and show what happened."""
+    if database not in ("postgresql", "sqlite"):
+        raise ConfigError(
+            f"the demo has no database {database!r}", hint="Take postgresql or sqlite."
+        )
+    options = Options(
+        database=database,
+        mode=mode,
+        check=check,
+        size=parse_size(size),
+        directory=directory,
+        keep=keep,
+    )
+    shown = run_demo(options, _quiet if json else _tell, unwatched if json else terminal_watch)
+    if json:
+        print_json(document(shown))
+    else:
+        _print_shown(shown)
+    if not shown.ok:
+        raise typer.Exit(FAILED)
+
+
+def document(shown: Shown) -> dict[str, Any]:
+    """What the demo saw, as its JSON document."""
+    made = shown.backup_set
+    return {
+        "database": made.database,
+        "mode": made.mode,
+        "check": made.check,
+        "mirror": made.mirror,
+        "medium": made.medium,
+        "files": made.files,
+        "bytes": made.stored_bytes,
+        "phases": [{"name": p.name, "seconds": round(p.seconds, 6)} for p in made.phases],
+        "write_pause_ms": round(made.write_pause_s * 1000, 3),
+        "pause_floor_ms": round(shown.pause_floor_s * 1000, 3),
+        "quiesce_window_ms": round(made.quiesce_window_s * 1000, 3),
+        "maps": made.maps,
+        "restore": shown.restore,
+        "ledger": shown.ledger,
+        "checks": shown.checks,
+        "problems": shown.problems,
+        "leftovers": shown.leftovers,
+        "ok": shown.ok,
+    }
+
+
+def _tell(line: str) -> None:
+    print(f"• {line}", flush=True)
+
+
+def _quiet(line: str) -> None:
+    """With --json only the document goes to standard output; the steps go beside it."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def _print_shown(shown: Shown) -> None:
+    made, ledger = shown.backup_set, shown.ledger
+    print("\nthe configuration of this backup:\n")
+    print("".join(f"    {line}\n" for line in shown.config_text.splitlines()))
+    print(f"what happened ({made.database}, {made.mode} mode, check {made.check}):\n")
+    print("\n".join(timeline(made.phases)))
+    print(
+        f"\n  ▶ write pause {show_seconds(made.write_pause_s)}   "
+        f"(a bare freeze, split and thaw here: {show_seconds(shown.pause_floor_s)})"
+    )
+    print(f"    quiesce window {show_seconds(made.quiesce_window_s)}")
+    maps = made.maps
+    print(
+        f"\n  {made.files} files, {show_size(made.stored_bytes)} on {made.medium}; maps: "
+        f"{maps.early} early, {maps.renewed} renewed, {maps.new} new, {maps.gone} gone"
+    )
+    print(f"  restored {shown.restore.files} files, {shown.restore.mismatches} mismatches")
+    print(
+        f"  ledger: {ledger.acknowledged_before_split} acknowledged before the split, "
+        f"{ledger.restored} restored, {ledger.lost} lost, {ledger.torn} torn"
+    )
+    for line in shown.checks:
+        print(f"  checked: {line}")
+    for line in shown.problems:
+        print(f"  PROBLEM: {line}")
+    for line in shown.leftovers:
+        print(f"  LEFT BEHIND: {line}")
+    if shown.kept:
+        print(f"  kept: {shown.kept}")
+    print("\nall well" if shown.ok else "\nNOT WELL: see above")

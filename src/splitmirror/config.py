@@ -1,0 +1,186 @@
+"""The configuration file (TOML), read at the edge and handed on as values.
+
+A table `[database]`, `[mirror]` or `[medium]` names its driver; the rest of it belongs to that
+driver, whose module says what it takes (`Settings`). So a new driver edits nothing here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from splitmirror.databases import Database
+from splitmirror.errors import ConfigError
+from splitmirror.media import Medium
+from splitmirror.mirrors import Mirror
+from splitmirror.model import Check, Cleanup, Mode
+from splitmirror.units import parse_size
+
+DEFAULT_PATH = Path("/etc/splitmirror.toml")
+Seam = Literal["mirrors", "databases", "media"]
+
+
+class BackupOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[backup]`: how a backup is made. Deadlines in seconds."""
+
+    mode: Mode = Mode.HOT
+    check: Check = Check.QUIESCED
+    cleanup: Cleanup = Cleanup.REJOIN
+    part_size: str | int = "1GiB"
+    block_size: str | int = "256KiB"
+    freeze_deadline_s: float = 10.0
+    quiesce_deadline_s: float = 600.0
+    synchronize_deadline_s: float = 86_400.0
+    leg_deadline_s: float = 3_600.0
+
+    def __post_init__(self) -> None:
+        block, part = parse_size(self.block_size), parse_size(self.part_size)
+        if block % 512 or not 4096 <= block <= 1 << 20:
+            raise ConfigError(
+                f"[backup] block_size is {self.block_size}",
+                hint="Take a multiple of 512 from 4 KiB to 1 MiB; 256 KiB serves most drives.",
+            )
+        if part < 16 * block:
+            raise ConfigError(
+                f"[backup] part_size {self.part_size} is below 16 blocks of {self.block_size}",
+                hint="Take 1GiB for files, 8GiB for tape.",
+            )
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole file. `mirror`, `database`, `medium`: the driver's name and its own settings."""
+
+    source: str
+    mirror: dict[str, Any]
+    database: dict[str, Any]
+    medium: dict[str, Any]
+    state_dir: str = "/var/lib/splitmirror"
+    catalog: str = ""
+    volume: str = "SM0001"  # label of the medium's volume, six characters
+    backup: BackupOptions = BackupOptions()
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}", self.source):
+            raise ConfigError(
+                f"source = {self.source!r} cannot name a lock and a directory",
+                hint="Take 1 to 32 letters, digits, dots, dashes and underscores.",
+            )
+        if not re.fullmatch(r"[A-Z0-9]{6}", self.volume):
+            raise ConfigError(
+                f"volume = {self.volume!r} is no volume label",
+                hint="Take six capital letters and digits, for example SM0001.",
+            )
+        if not Path(self.state_dir).is_absolute():
+            raise ConfigError(
+                f"state_dir = {self.state_dir!r} is not absolute", hint="Begin it with a slash."
+            )
+
+    @property
+    def state(self) -> Path:
+        return Path(self.state_dir)
+
+    @property
+    def catalog_path(self) -> Path:
+        return Path(self.catalog) if self.catalog else self.state / "catalog.sqlite"
+
+    @property
+    def part_size(self) -> int:
+        return parse_size(self.backup.part_size)
+
+    @property
+    def block_size(self) -> int:
+        return parse_size(self.backup.block_size)
+
+    def open_mirror(self) -> Mirror:
+        """The mirror engine, connected to nothing yet."""
+        module, settings = _driver("mirrors", "mirror", self.mirror)
+        opened: Mirror = module.open_mirror(settings, self.state)
+        return opened
+
+    def open_database(self) -> Database:
+        module, settings = _driver("databases", "database", self.database)
+        opened: Database = module.open_database(settings)
+        return opened
+
+    def open_medium(self) -> Medium:
+        module, settings = _driver("media", "medium", self.medium)
+        opened: Medium = module.open_medium(settings)
+        return opened
+
+
+def load(path: Path) -> Config:
+    """Read and check a configuration, drivers' settings included. Raises ConfigError."""
+    try:
+        table = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(
+            f"there is no configuration {path}",
+            hint="Write one with `splitmirror init`, or name another with --config.",
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}", hint="Check its owner.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not TOML: {error}", hint="Correct that line.") from error
+    config: Config = _convert(table, Config, str(path))
+    for seam, name in (("mirrors", "mirror"), ("databases", "database"), ("media", "medium")):
+        _driver(seam, name, getattr(config, name))  # type: ignore[arg-type]
+    return config
+
+
+def drivers(seam: Seam) -> list[str]:
+    """The names of all drivers of a seam."""
+    package = importlib.import_module(f"splitmirror.{seam}")
+    names = [module.name for module in pkgutil.iter_modules(package.__path__)]
+    return [name for name in names if not name.startswith("_") and _is_driver(seam, name)]
+
+
+def _is_driver(seam: Seam, name: str) -> bool:
+    return hasattr(importlib.import_module(f"splitmirror.{seam}.{name}"), "Settings")
+
+
+def _driver(seam: Seam, table: str, values: dict[str, Any]) -> tuple[Any, Any]:
+    """The driver's module and its settings, checked."""
+    name = values.get("driver")
+    if not isinstance(name, str) or not name.isidentifier() or name not in drivers(seam):
+        raise ConfigError(
+            f"[{table}] driver = {name!r} is not known",
+            hint=f"Take one of: {', '.join(drivers(seam))}.",
+        )
+    module = importlib.import_module(f"splitmirror.{seam}.{name}")
+    rest = {key: value for key, value in values.items() if key != "driver"}
+    return module, _convert(rest, module.Settings, f"[{table}]")
+
+
+def _convert(values: dict[str, Any], struct: type[Any], where: str) -> Any:
+    try:
+        return msgspec.convert(values, struct)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{where}: {error}", hint=_near(str(error), struct)) from None
+
+
+def _near(message: str, struct: type[Any]) -> str:
+    """For an unknown key: the nearest known one."""
+    unknown = re.search(r"unknown field `([^`]+)`", message)
+    if unknown is None:
+        return "Correct the value; `splitmirror init` shows a whole configuration."
+    known = list(_field_names(struct))
+    nearest = difflib.get_close_matches(unknown[1], known, n=1)
+    return f"Did you mean {nearest[0]!r}?" if nearest else f"Known keys: {', '.join(known)}."
+
+
+def _field_names(struct: type[Any]) -> set[str]:
+    """The keys of a table and of the tables in it."""
+    names: set[str] = set()
+    for known in msgspec.structs.fields(struct):
+        names.add(known.encode_name)
+        inner = known.type
+        if isinstance(inner, type) and issubclass(inner, msgspec.Struct):
+            names |= _field_names(inner)
+    return names

@@ -1,0 +1,243 @@
+"""Which files make up a PostgreSQL cluster, which are left out, and their order and names.
+
+Sources: PostgreSQL documentation, "Database File Layout", "Making a Base Backup Using the Low Level
+API" (what may be left out); src/backend/backup/basebackup.c (excludeDirContents, excludeFiles).
+Reads directories and links only: no query.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from splitmirror.databases import Keep, Layout, Root, SortKey
+from splitmirror.model import Mode
+
+DATA = b"data"
+WAL = b"wal"
+TABLESPACES = b"tblspc"
+OUTSIDE = b"outside"
+
+# Their contents are of a running server only; it makes them anew, but not the directories.
+EMPTIED = (
+    b"pg_dynshmem",
+    b"pg_notify",
+    b"pg_replslot",  # a copied slot would keep WAL for a standby that follows the original
+    b"pg_serial",
+    b"pg_snapshots",
+    b"pg_stat_tmp",
+    b"pg_subtrans",
+)
+
+_LEFT_OUT = frozenset(
+    [
+        b"postmaster.pid",
+        b"postmaster.opts",
+        # A label on disk is of another backup (exclusive, 13 and 14) or stale. This backup's own
+        # is given by pg_backup_stop and goes into the set as a file of the redo log.
+        b"backup_label",
+        b"backup_label.old",
+        b"tablespace_map",
+        b"tablespace_map.old",
+        b"backup_manifest",
+        b"postgresql.auto.conf.tmp",
+        b"current_logfiles.tmp",
+        b"lost+found",  # of ext4, where the directory is a mount point
+    ]
+)
+_LEFT_OUT_PREFIXES = (b"pgsql_tmp", b"pg_internal.init")
+_TEMPORARY_RELATION = re.compile(rb"t\d+_\d+(_(fsm|vm|init))?(\.\d+)?")
+_RELATION = re.compile(rb"(\d+)(_fsm|_vm|_init)?(?:\.(\d+))?")
+
+_GLOBAL_SPACE = 1664  # catalog/pg_tablespace_d.h
+_DEFAULT_SPACE = 1663
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """Where a cluster lies, as its server told. `version_directory`: the only directory of a
+    tablespace that is this server's, such as b"PG_15_202209061"."""
+
+    data: Path  # links resolved
+    version_directory: bytes
+    outside: tuple[Path, ...] = ()
+    stats_temp: bytes = b"pg_stat_tmp"  # inside the data directory; gone in 15
+
+    def wal(self) -> Path | None:
+        """Where pg_wal lies, when it is a link."""
+        link = self.data / "pg_wal"
+        return Path(os.path.realpath(link)) if link.is_symlink() else None
+
+    def tablespaces(self) -> dict[int, Path]:
+        """oid: where it lies, links resolved. Without those inside the data directory, which belong
+        to that tree already."""
+        return {oid: place for oid, place in self._linked() if not place.is_relative_to(self.data)}
+
+    def tablespaces_inside(self) -> dict[int, Path]:
+        """The tablespaces that someone put into the data directory itself, by a link."""
+        return {oid: place for oid, place in self._linked() if place.is_relative_to(self.data)}
+
+    def _linked(self) -> Iterator[tuple[int, Path]]:
+        for entry in sorted(os.scandir(self.data / "pg_tblspc"), key=lambda entry: entry.name):
+            if entry.name.isdigit() and entry.is_symlink():
+                yield int(entry.name), Path(os.path.realpath(entry.path))
+
+
+def layout(places: Places, mode: Mode) -> Layout:
+    """The cluster's files right now."""
+    roots = [Root(name=DATA, path=os.fsencode(places.data))]
+    for oid, place in places.tablespaces().items():
+        roots.append(Root(name=b"%s/%d" % (TABLESPACES, oid), path=os.fsencode(place)))
+    wal = places.wal()
+    if wal is not None:
+        roots.append(Root(name=WAL, path=os.fsencode(wal)))
+    outside = tuple(
+        Root(name=OUTSIDE + os.fsencode(path), path=os.fsencode(path)) for path in places.outside
+    )
+    rules = Rules(
+        wal=DATA + b"/pg_wal" if wal is None else WAL,
+        version_directory=places.version_directory,
+        mode=mode,
+        emptied=frozenset(DATA + b"/" + name for name in (*EMPTIED, places.stats_temp)),
+    )
+    return Layout(roots=tuple(roots), outside=outside, keep=rules.keep, order=order)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What becomes of each file. `wal`: the member name of the WAL's directory."""
+
+    wal: bytes
+    version_directory: bytes
+    mode: Mode
+    emptied: frozenset[bytes]
+
+    def keep(self, name: bytes) -> Keep:
+        """Whether a member belongs to the set."""
+        parent, _, own = name.rpartition(b"/")
+        if own.startswith(_LEFT_OUT_PREFIXES) or (own in _LEFT_OUT and self._top(parent)):
+            return Keep.LEAVE
+        if _TEMPORARY_RELATION.fullmatch(own) and parent.rpartition(b"/")[2].isdigit():
+            return Keep.LEAVE
+        if parent.startswith(TABLESPACES + b"/") and parent.count(b"/") == 1:
+            return Keep.KEEP if own == self.version_directory else Keep.LEAVE
+        if name in self.emptied:
+            return Keep.EMPTY
+        if parent == self.wal:
+            return self._keep_wal(own)
+        return Keep.KEEP
+
+    def _top(self, parent: bytes) -> bool:
+        """Only there have these names a meaning: a schema's extension may have such a file."""
+        return parent in (DATA, WAL)
+
+    def _keep_wal(self, own: bytes) -> Keep:
+        """In freeze mode the WAL on the leg is what recovery reads. In hot mode it is the window's,
+        copied from the primary after the backup has been stopped."""
+        if self.mode is Mode.HOT:
+            return Keep.EMPTY if own == b"archive_status" else Keep.LEAVE
+        return Keep.LEAVE if own.startswith(b"xlogtemp.") else Keep.KEEP
+
+
+# --- order
+
+_ROOT_RANK = {DATA: 0, TABLESPACES: 1, WAL: 2, OUTSIDE: 3}
+_NUMBERED = ([b"base"], [b"global"], [b"pg_tblspc"])  # elsewhere digits are hexadecimal: pg_wal
+_LAST = 9
+_CONTROL = DATA + b"/global/pg_control"
+
+
+def order(name: bytes) -> SortKey:
+    """By tablespace, database, relation, fork and segment, numbers as numbers.
+
+    Four elements for each component, always of the same types, so that any two keys compare, and a
+    directory's key begins that of what it holds. pg_control comes last of all, as in pg_basebackup:
+    the order decides nothing about consistency, for all is of one instant, but a restore that was
+    cut off leaves a cluster without it, which refuses to start, rather than one that starts with
+    files missing.
+    """
+    if name == _CONTROL:
+        return (_LAST,)
+    components = name.split(b"/")
+    key: list[int | bytes] = [_ROOT_RANK.get(components[0], _LAST - 1)]
+    numbered = components[0] == TABLESPACES or components[1:2] in _NUMBERED
+    for component in components:
+        key += _component_key(component, numbered)
+    return tuple(key)
+
+
+def _component_key(component: bytes, numbered: bool) -> tuple[int, int, bytes, int]:
+    relation = _RELATION.fullmatch(component) if numbered else None
+    if relation is not None:
+        return (0, int(relation[1]), relation[2] or b"", int(relation[3] or 0))
+    return (1, 0, component, 0)
+
+
+# --- names
+
+
+@dataclass(frozen=True, slots=True)
+class RelationFile:
+    """Whose file it is: tablespace, database (0: shared by all) and relfilenode."""
+
+    space: int
+    database: int
+    filenode: int
+
+
+def relation_of(name: bytes) -> RelationFile | None:
+    """The relation that a member belongs to, as its path says; None when it is no relation's."""
+    components = name.split(b"/")
+    relation = _RELATION.fullmatch(components[-1])
+    if relation is None:
+        return None
+    match components[:-1]:
+        case [b"data", b"global"]:
+            return RelationFile(_GLOBAL_SPACE, 0, int(relation[1]))
+        case [b"data", b"base", database] if database.isdigit():
+            return RelationFile(_DEFAULT_SPACE, int(database), int(relation[1]))
+        case [b"tblspc", space, _, database] if space.isdigit() and database.isdigit():
+            return RelationFile(int(space), int(database), int(relation[1]))
+        case [b"data", b"pg_tblspc", space, _, database] if database.isdigit():
+            return RelationFile(int(space), int(database), int(relation[1]))
+    return None
+
+
+# --- configuration outside the data directory
+
+_INCLUDE = re.compile(
+    r"^\s*(include_if_exists|include_dir|include)\s*[=\s]\s*(?:'([^']+)'|([^\s#']+))", re.MULTILINE
+)
+_MOST_INCLUDES = 10  # levels; PostgreSQL's own limit (guc-file.l)
+
+
+def outside_files(settings: Mapping[str, str], data: Path) -> tuple[Path, ...]:
+    """The configuration files, and what they include, that lie off the data directory."""
+    files: dict[Path, None] = {}
+    for name in ("config_file", "hba_file", "ident_file"):
+        if settings.get(name):
+            files.update(dict.fromkeys(_with_included(Path(settings[name]), _MOST_INCLUDES)))
+    return tuple(path for path in files if path.is_file() and not _inside(path, data))
+
+
+def _inside(path: Path, data: Path) -> bool:
+    return Path(os.path.realpath(path)).is_relative_to(data)
+
+
+def _with_included(path: Path, levels: int) -> Iterator[Path]:
+    if not path.is_file() or levels < 0:
+        return
+    yield path
+    text = os.fsdecode(path.read_bytes())
+    for kind, quoted, bare in _INCLUDE.findall(text):
+        place = path.parent / (quoted or bare)
+        for included in _configuration_in(place) if kind == "include_dir" else (place,):
+            yield from _with_included(included, levels - 1)
+
+
+def _configuration_in(directory: Path) -> Iterable[Path]:
+    """What include_dir takes: names that end in .conf and do not begin with a dot."""
+    return sorted(path for path in directory.glob("*.conf") if not path.name.startswith("."))

@@ -1,0 +1,284 @@
+"""How a volume is labelled and appended to. What stands on it is told in `walking`.
+
+A tape file that is not complete is written over by the next one; what was complete is never
+touched. `open_for_append` proves from the labels where the volume ends, and writes nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import enum
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
+
+from splitmirror.errors import ConfigError, EndOfMedium, MediumError, WrongMedium
+from splitmirror.media import END_OF_DATA, Block, Medium
+from splitmirror.media.labels import LabelGroup, State, TapeFileKind, VolumeLabel
+from splitmirror.media.walking import (
+    SetOnVolume,
+    TapeFile,
+    VolumeEnd,
+    VolumeReader,
+    read_record,
+)
+from splitmirror.model import MediaPosition
+
+__all__ = [
+    "SetOnVolume",
+    "TapeFile",
+    "TapeFileKind",
+    "VolumeEnd",
+    "VolumeReader",
+    "VolumeWriter",
+    "label_volume",
+    "open_for_append",
+]
+
+
+def label_volume(medium: Medium, serial: str, *, force: bool = False) -> None:
+    """Make a blank volume ours: VOL1 and two filemarks, synced. Loads the medium.
+
+    With `force` whatever is on it is lost. Raises WrongMedium when it is not blank, ConfigError
+    when the serial cannot be one.
+    """
+    try:
+        label = VolumeLabel(serial=serial).pack()
+    except ValueError:
+        raise ConfigError(
+            f"{serial!r} cannot be the serial of a volume",
+            hint="Take six capital letters and digits, for example SM0001.",
+        ) from None
+    medium.load(writable=True)
+    if not force and read_record(medium) is not END_OF_DATA:
+        raise WrongMedium(
+            f"the volume to be labelled {serial} is not blank",
+            hint="Look what is on it with `splitmirror media list`; to lose it, label by force.",
+            serial=serial,
+        )
+    medium.locate(0)
+    medium.write([label])
+    medium.write_filemarks(2, sync=True)
+
+
+class _Stage(enum.Enum):
+    """What a writer may do next."""
+
+    BETWEEN = "begin a file or finish the set"
+    IN_FILE = "write records, end the file or abandon it"
+    BROKEN = "abandon the file"
+
+
+class VolumeWriter:
+    """Appends tape files to a volume of ours. Made by `open_for_append`; `with` unloads it.
+
+    After an error in a file the only way on is `abandon_file`; what was complete before is safe.
+    """
+
+    def __init__(self, medium: Medium, serial: str, files: list[TapeFile], end: VolumeEnd) -> None:
+        self._medium = medium
+        self._serial = serial
+        self._files = files
+        self._end = end
+        self._stage = _Stage.BETWEEN
+        self._labels: LabelGroup | None = None
+        self._blocks = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._medium.unload()
+
+    @property
+    def serial(self) -> str:
+        return self._serial
+
+    @property
+    def files(self) -> tuple[TapeFile, ...]:
+        """The complete tape files on the volume, those written since included."""
+        return tuple(self._files)
+
+    @property
+    def end(self) -> VolumeEnd:
+        """Where the next tape file goes."""
+        return self._end
+
+    @property
+    def left(self) -> int | None:
+        """Bytes before the early warning; None: the medium does not know."""
+        return self._medium.capacity.left
+
+    def resume(self, set_id: str) -> TapeFile | None:
+        """The last complete tape file of a set, after which a run that was cut off goes on (its
+        catalogue: the set is complete). None: there is none on this volume."""
+        return next((file for file in reversed(self._files) if file.set_id == set_id), None)
+
+    def begin_file(
+        self,
+        kind: TapeFileKind,
+        set_id: str,
+        part_number: int,
+        block_size: int,
+        *,
+        created: datetime.date | None = None,
+    ) -> MediaPosition:
+        """Write the labels before a tape file, over what a crash left; where it begins. Raises
+        EndOfMedium."""
+        self._expect(_Stage.BETWEEN)
+        self._labels = LabelGroup(
+            kind=kind,
+            state=State.OPEN,
+            set_id=set_id,
+            part_number=part_number,
+            block_size=block_size,
+            sequence=self._end.tape_file + 1,
+            created=created or datetime.datetime.now(datetime.UTC).date(),
+        )
+        self._blocks = 0
+        with self._writing():
+            self._stand_at(self._end.object)
+            self._medium.write(self._labels.pack())
+            self._medium.write_filemarks(1, sync=False)
+        self._stage = _Stage.IN_FILE
+        return self._position
+
+    def write(self, blocks: Sequence[Block]) -> bool:
+        """Append records, each of the block size. True: early warning, bring the part to its end or
+        abandon it. Raises EndOfMedium; then the file can only be abandoned."""
+        self._expect(_Stage.IN_FILE)
+        wanted = self._open_labels.block_size
+        for block in blocks:
+            if memoryview(block).nbytes != wanted:
+                raise ValueError(f"{memoryview(block).nbytes} bytes, blocks have {wanted}")
+        with self._writing():
+            early = self._medium.write(blocks)
+        self._blocks += len(blocks)
+        return early
+
+    def end_file(self) -> TapeFile:
+        """Filemark, labels, filemark. The tape file is on the medium for good when this returns."""
+        self._expect(_Stage.IN_FILE)
+        labels = dataclasses.replace(self._open_labels, state=State.COMPLETE, blocks=self._blocks)
+        file = TapeFile(
+            position=self._position,
+            kind=labels.kind,
+            set_id=labels.set_id,
+            part_number=labels.part_number,
+            block_size=labels.block_size,
+            blocks=labels.blocks,
+            created=labels.created,
+        )
+        with self._writing():
+            self._medium.write_filemarks(1, sync=False)
+            self._medium.write(labels.pack())
+            self._medium.write_filemarks(1, sync=True)
+            self._confirm(file.behind)
+        self._files.append(file)
+        self._end = VolumeEnd(
+            object=file.behind, tape_file=file.position.tape_file + 1, closed=False
+        )
+        self._stage = _Stage.BETWEEN
+        return file
+
+    def abandon_file(self) -> None:
+        """Give up the file that was begun: the next one, or the end of the set, is written over it.
+        No file begun: harmless."""
+        if self._stage is not _Stage.BETWEEN:
+            self._end = dataclasses.replace(self._end, closed=False, unfinished=self._labels)
+            self._stage = _Stage.BETWEEN
+
+    def finish_set(self) -> None:
+        """Close the volume with its second filemark, synced; an abandoned file is gone then. The
+        next append goes over that filemark. A second call is harmless."""
+        self._expect(_Stage.BETWEEN)
+        if self._end.closed:
+            return
+        with self._writing():
+            self._stand_at(self._end.object)
+            self._medium.write_filemarks(1 if self._end.tape_file else 2, sync=True)
+        self._stage = _Stage.BETWEEN
+        self._end = dataclasses.replace(self._end, closed=True, unfinished=None)
+
+    # --- inside
+
+    @property
+    def _position(self) -> MediaPosition:
+        return MediaPosition(
+            volume=self._serial, tape_file=self._end.tape_file, object=self._end.object
+        )
+
+    @property
+    def _open_labels(self) -> LabelGroup:
+        assert self._labels is not None
+        return self._labels
+
+    def _expect(self, stage: _Stage) -> None:
+        if self._stage is not stage:
+            raise RuntimeError(f"volume {self._serial}: only this can follow: {self._stage.value}")
+
+    def _stand_at(self, position: int) -> None:
+        self._medium.locate(position)
+        self._confirm(position)
+
+    def _confirm(self, position: int) -> None:
+        if self._medium.tell() != position:
+            raise MediumError(
+                f"volume {self._serial} stands at object {self._medium.tell()} instead of "
+                f"{position}",
+                hint="The drive lost its position or was reset. Nothing more is written; check "
+                "the drive, then run `splitmirror recover`.",
+                volume=self._serial,
+            )
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Whatever fails in here, the file that is being written is not good."""
+        try:
+            yield
+        except EndOfMedium as error:
+            self._stage = _Stage.BROKEN
+            raise EndOfMedium(
+                f"volume {self._serial} is full: {error}",
+                hint=f"{error.hint} What is complete on the volume is safe; the part that was "
+                "being written is not on it.",
+                volume=self._serial,
+                tape_file=self._end.tape_file,
+            ) from error
+        except BaseException:
+            self._stage = _Stage.BROKEN
+            raise
+
+
+def open_for_append(
+    medium: Medium, serial: str | None = None, *, label_blank: str | None = None
+) -> VolumeWriter:
+    """Load a volume and go to its end, proven by walking its labels.
+
+    A blank medium becomes volume `label_blank` when that is given. Raises WrongMedium when the
+    volume is not ours, blank, or (when `serial` is given) another one; MediumDamaged when its end
+    cannot be proven; Busy. Nothing is written before the first `begin_file`.
+    """
+    medium.load(writable=True)
+    try:
+        if label_blank is not None and read_record(medium) is END_OF_DATA:
+            label_volume(medium, label_blank)
+        reader = VolumeReader(medium)
+        if serial is not None and reader.serial != serial:
+            raise WrongMedium(
+                f"volume {serial} is wanted, {reader.serial} is loaded",
+                hint=f"Load volume {serial}, or name {reader.serial} in the configuration.",
+                serial=reader.serial,
+            )
+        files = list(reader.files())
+        return VolumeWriter(medium, reader.serial, files, reader.end())
+    except BaseException:
+        medium.unload()
+        raise

@@ -1,0 +1,150 @@
+"""File extents from the kernel, normalized to `model.ExtentMap`; holes and data ranges.
+
+Sources: Documentation/filesystems/fiemap.rst, linux/fiemap.h, fallocate(2), lseek(2). A map is
+only valid after syncfs or a freeze of the whole filesystem: FIEMAP_FLAG_SYNC covers one file.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+import threading
+from collections.abc import Iterator
+
+from splitmirror.errors import DeviceFailed
+from splitmirror.model import ExtentFlag, ExtentMap
+from splitmirror.system import libc
+
+FS_IOC_FIEMAP = 0xC020660B  # _IOWR('f', 11, struct fiemap)
+FIEMAP_FLAG_SYNC = 0x1
+
+_HEAD = struct.Struct("<QQIIII")  # start, length, flags, mapped, count, reserved
+_EXTENT = struct.Struct("<QQQQQIIII")  # logical, physical, length, 2 reserved, flags, 3 reserved
+_FIRST = struct.Struct("<20xI8xQQQ16xI12x")  # mapped, and the first extent's four values
+
+# Enough for nearly every file in one call, and the most that fits into 1024 bytes: fcntl.ioctl
+# keeps the interpreter locked while the kernel works on a longer buffer.
+_BATCH = 17
+_BUFFER_SIZE = _HEAD.size + _BATCH * _EXTENT.size
+
+# How the extent was reported, not what it is: equal files must have equal maps.
+_DROPPED = ExtentFlag.LAST | ExtentFlag.MERGED | ExtentFlag.SHARED
+_DROP = int(_DROPPED)
+_KEEP_MASK = ~_DROP & 0xFFFFFFFF
+_LAST = int(ExtentFlag.LAST)
+_WHOLE = 0xFFFFFFFFFFFFFFFF
+
+_FALLOC_FL_KEEP_SIZE = 1  # linux/falloc.h
+_FALLOC_FL_PUNCH_HOLE = 2
+
+_EMPTY = ExtentMap()
+_local = threading.local()  # a reused buffer for each thread: allocating it would cost as much
+_pack = ExtentMap.RECORD.pack
+
+
+def fiemap(fd: int, size: int, *, sync: bool = False) -> ExtentMap:
+    """The extents of an open file in its first `size` bytes.
+
+    Two files that lie alike have equal maps: clipped to `size`, neighbours that continue one
+    another merged, LAST, MERGED and SHARED dropped. `sync` writes this file's dirty pages first.
+    Raises DeviceFailed where the filesystem has no extents to tell, OSError for an I/O error.
+    """
+    if not size:
+        return _EMPTY
+    buffer = _buffer()
+    _ask(fd, buffer, 0, size, FIEMAP_FLAG_SYNC if sync else 0)
+    mapped, logical, physical, length, flags = _FIRST.unpack_from(buffer)
+    if mapped == 1 and logical < size and (flags & _LAST or logical + length >= size):
+        if logical + length > size:
+            length = size - logical
+        return ExtentMap(_pack(logical, physical, length, flags & _KEEP_MASK))
+    return _normalize(_all(fd, buffer, size), size) if mapped else _EMPTY
+
+
+def _buffer() -> bytearray:
+    try:
+        buffer: bytearray = _local.buffer
+    except AttributeError:
+        buffer = _local.buffer = bytearray(_BUFFER_SIZE)
+    return buffer
+
+
+def _ask(fd: int, buffer: bytearray, start: int, length: int, flags: int) -> None:
+    _HEAD.pack_into(buffer, 0, start, length, flags, 0, _BATCH, 0)
+    try:
+        fcntl.ioctl(fd, FS_IOC_FIEMAP, buffer)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.ENOTTY):
+            raise
+        raise DeviceFailed(
+            "this filesystem does not tell its files' extents (FIEMAP)",
+            hint="Keep the database on ext4 or xfs.",
+        ) from None
+
+
+def _all(fd: int, buffer: bytearray, size: int) -> Iterator[tuple[int, int, int, int]]:
+    """Every extent, asking on; `buffer` holds the first answer."""
+    while True:
+        (mapped,) = struct.unpack_from("<I", buffer, 20)
+        if not mapped:
+            return
+        for at in range(_HEAD.size, _HEAD.size + mapped * _EXTENT.size, _EXTENT.size):
+            logical, physical, length, _, _, flags, *_ = _EXTENT.unpack_from(buffer, at)
+            yield logical, physical, length, flags
+        reached = logical + length
+        if flags & _LAST or reached >= size:
+            return
+        _ask(fd, buffer, reached, size - reached, 0)
+
+
+def _normalize(extents: Iterator[tuple[int, int, int, int]], size: int) -> ExtentMap:
+    packed: list[bytes] = []
+    last: tuple[int, int, int, int] | None = None
+    for logical, physical, length, flags in extents:
+        length = min(length, size - logical)
+        if length <= 0:  # xfs preallocates beyond the end of the file
+            break
+        flags &= _KEEP_MASK
+        if last is not None:
+            if logical < last[0] + last[2]:  # changed between two calls: told twice
+                cut = last[0] + last[2] - logical
+                logical, physical, length = logical + cut, physical + cut, length - cut
+                if length <= 0:
+                    continue
+            ends = last[0] + last[2] == logical and last[1] + last[2] == physical
+            if ends and last[3] == flags:
+                last = (last[0], last[1], last[2] + length, flags)
+                continue
+            packed.append(_pack(*last))
+        last = (logical, physical, length, flags)
+    if last is not None:
+        packed.append(_pack(*last))
+    return ExtentMap(b"".join(packed))
+
+
+def punch_hole(fd: int, offset: int, length: int) -> None:
+    """Make `length` bytes from `offset` a hole; the size stays. On a block device the range reads
+    as zeros afterwards. Raises OSError (EOPNOTSUPP where it cannot)."""
+    libc.fallocate(fd, _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE, offset, length)
+
+
+def data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    """(offset, length) of what lseek(2) SEEK_DATA says is not a hole, in order, clipped to `size`.
+
+    Moves the descriptor's position. Filesystems without the call give the whole file.
+    """
+    at = 0
+    while at < size:
+        try:
+            begin = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return
+            raise
+        end = min(os.lseek(fd, begin, os.SEEK_HOLE), size)
+        if begin >= size:
+            return
+        yield begin, end - begin
+        at = end

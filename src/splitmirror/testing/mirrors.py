@@ -1,0 +1,481 @@
+"""What every mirror engine must do, as checks that an engine's own tests run.
+
+A test file declares its engine as a `MirrorHarness` and runs each of `CHECKS` on it:
+
+    @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+    def test_contract(check, harness):
+        run(check, harness)
+
+Each check says in its name what holds, begins with an attached, level mirror and leaves an
+attached one without a split. Volumes of 1 MiB or more, two of them at least, or the checks of
+groups see nothing. What does not hold is a ContractBroken. The suite shows on mirrors that are
+broken on purpose that each check can fail (tests/contract/test_mirrors.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from splitmirror.errors import MirrorError, MirrorNotReady
+from splitmirror.mirrors import Attachable, Feature, Mirror
+from splitmirror.model import Leg, Volume
+from splitmirror.progress import silent
+
+# Far more than any engine needs for the little that the checks write, far less than a hang.
+LEG_DEADLINE_S = 60.0
+QUICK_S = 1.0
+_CHUNK = 128 << 10
+_ROUNDS = 3  # of the race between a writer and the split of a group
+_HEAD_START = 20  # pairs that the writer has written before the split
+
+
+class ContractBroken(AssertionError):
+    """The engine does not do what the seam promises; says what."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MirrorHarness:
+    """An engine under test. `open` gives a new handle on the same mirror each time, as another
+    process would have it. `write` puts bytes on the primary as a filesystem would, durably."""
+
+    open: Callable[[], Mirror]
+    write: Callable[[Volume, int, bytes], None] = field(
+        default_factory=lambda: write_through_device
+    )
+
+
+def write_through_device(volume: Volume, offset: int, data: bytes) -> None:
+    """Write to the volume's block device (or file) and flush it."""
+    fd = os.open(volume.device, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.pwrite(fd, data, offset)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+Check = Callable[["Case"], None]
+_checks: list[Check] = []
+
+
+def _contract(check: Check) -> Check:
+    _checks.append(check)
+    return check
+
+
+def run(check: Check, harness: MirrorHarness) -> None:
+    """Run one check; what it left split is rejoined."""
+    mirror = harness.open()
+    try:
+        if isinstance(mirror, Attachable):
+            mirror.attach()
+        mirror.synchronize(silent)
+        check(Case(mirror=mirror, harness=harness))
+    finally:
+        _tidy(mirror)
+
+
+def _tidy(mirror: Mirror) -> None:
+    # A broken engine may fail here as well; what its check found counts.
+    with contextlib.suppress(MirrorError):
+        split_id = mirror.state().split_id
+        if split_id is not None:
+            mirror.rejoin(split_id)
+    mirror.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One check's mirror, and what the checks do with it."""
+
+    mirror: Mirror
+    harness: MirrorHarness
+
+    def scribble(self) -> None:
+        """Write something new at the beginning, the middle and the end of every volume."""
+        for volume in self.mirror.volumes():
+            middle = volume.size // 2 // 4096 * 4096
+            for offset in (0, middle, volume.size - _CHUNK):
+                self.harness.write(volume, offset, os.urandom(_CHUNK))
+
+    def primary(self) -> dict[str, bytes]:
+        """What the volumes hold now."""
+        return {volume.name: _read(volume.device, 0, volume.size) for volume in self.volumes()}
+
+    def volumes(self) -> tuple[Volume, ...]:
+        return self.mirror.volumes()
+
+    def split(self) -> str:
+        """Split under a new id."""
+        split_id = f"check-{secrets.token_hex(4)}"
+        self.mirror.split(split_id)
+        return split_id
+
+    def leg(self, split_id: str) -> dict[str, bytes]:
+        """What the leg holds."""
+        return contents(self.mirror.leg(split_id, LEG_DEADLINE_S))
+
+
+def contents(leg: Leg) -> dict[str, bytes]:
+    """The bytes of each volume of a leg, its runs put together, read afresh."""
+    return {
+        name: b"".join(_read(run.path, run.offset, run.length) for run in runs)
+        for name, runs in leg.volumes.items()
+    }
+
+
+def _read(path: str, offset: int, length: int) -> bytes:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.pread(fd, length, offset)
+    finally:
+        os.close(fd)
+
+
+def _claim(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise ContractBroken(otherwise)
+
+
+@contextlib.contextmanager
+def _refused(what: str, error: type[MirrorError] = MirrorError) -> Iterator[None]:
+    """The block raises that error, and its hint says what to do."""
+    try:
+        yield
+    except error as refusal:
+        _claim(bool(refusal.hint), f"{what} is refused without a hint")
+    else:
+        raise ContractBroken(f"{what} is not refused")
+
+
+@contextlib.contextmanager
+def _harmless(what: str) -> Iterator[None]:
+    try:
+        yield
+    except MirrorError as error:
+        raise ContractBroken(f"{what} is not harmless: {error}") from error
+
+
+# --- volumes and state
+
+
+@_contract
+def volumes_have_names_of_their_own_and_their_true_size(case: Case) -> None:
+    volumes = case.volumes()
+    _claim(bool(volumes), "there is no volume")
+    _claim(len({v.name for v in volumes}) == len(volumes), "two volumes have the same name")
+    for volume in volumes:
+        fd = os.open(volume.device, os.O_RDONLY | os.O_CLOEXEC)
+        size = os.lseek(fd, 0, os.SEEK_END)
+        os.close(fd)
+        _claim(size == volume.size, f"{volume.name} says {volume.size} bytes, has {size}")
+
+
+@_contract
+def synchronize_makes_it_level(case: Case) -> None:
+    case.scribble()
+    case.mirror.synchronize(silent)
+    state = case.mirror.state()
+    _claim(state.attached, "an attached mirror says that it is not")
+    _claim(state.level, f"not level after synchronize: {state.why}")
+    _claim(state.split_id is None, "a mirror that was never split says that it is")
+    case.mirror.synchronize(silent)
+    _claim(case.mirror.state().level, "not level after a second synchronize")
+
+
+@_contract
+def progress_never_goes_back_and_ends_complete(case: Case) -> None:
+    case.scribble()
+    told: list[tuple[int, int]] = []
+    case.mirror.synchronize(lambda done, total: told.append((done, total)))
+    done = [step[0] for step in told]
+    _claim(done == sorted(done), f"progress goes back: {done}")
+    _claim(all(d <= t for d, t in told if t), f"more than all is done: {told}")
+    _claim(not told or told[-1][0] == told[-1][1], f"progress ends at {told[-1:]}")
+
+
+@_contract
+def state_names_the_split_until_it_is_rejoined(case: Case) -> None:
+    split_id = case.split()
+    _claim(case.mirror.state().split_id == split_id, "the state does not name the split")
+    case.leg(split_id)
+    _claim(case.mirror.state().split_id == split_id, "the state forgets the split with its leg")
+    case.mirror.rejoin(split_id)
+    _claim(case.mirror.state().split_id is None, "the state names a split that was rejoined")
+
+
+@_contract
+def preflight_is_quick_and_changes_nothing(case: Case) -> None:
+    case.scribble()
+    before = case.mirror.state()
+    began = time.monotonic()
+    findings = case.mirror.preflight([])
+    seconds = time.monotonic() - began
+    problems = [f.problem for f in findings if f.problem is not None and not f.warning]
+    _claim(not problems, f"preflight finds fault with a healthy mirror: {problems}")
+    _claim(seconds < QUICK_S, f"preflight took {seconds:.2f} s")
+    _claim(case.mirror.state() == before, "preflight changed the mirror")
+
+
+# --- split and leg
+
+
+@_contract
+def the_leg_is_the_primary_at_the_split(case: Case) -> None:
+    case.scribble()
+    expected = case.primary()
+    split_id = case.split()
+    case.scribble()  # before the copies, if there are any, are done
+    _claim(case.leg(split_id) == expected, "the leg is not the primary as it was at the split")
+
+
+@_contract
+def the_leg_holds_still_while_the_primary_goes_on(case: Case) -> None:
+    split_id = case.split()
+    before = case.leg(split_id)
+    case.scribble()
+    case.mirror.state()
+    case.mirror.preflight([])
+    case.scribble()
+    _claim(case.leg(split_id) == before, "the leg changes after the split")
+
+
+@_contract
+def the_legs_runs_cover_every_volume(case: Case) -> None:
+    leg = case.mirror.leg(case.split(), LEG_DEADLINE_S)
+    lengths = {name: sum(run.length for run in runs) for name, runs in leg.volumes.items()}
+    sizes = {volume.name: volume.size for volume in case.volumes()}
+    _claim(lengths == sizes, f"the runs have {lengths} bytes, the volumes {sizes}")
+
+
+@_contract
+def a_second_look_gives_the_same_leg(case: Case) -> None:
+    split_id = case.split()
+    first = case.mirror.leg(split_id, LEG_DEADLINE_S)
+    second = case.mirror.leg(split_id, LEG_DEADLINE_S)
+    _claim(first == second, "asked twice, the leg is another one")
+
+
+@_contract
+def a_split_is_quick(case: Case) -> None:
+    began = time.monotonic()
+    case.split()
+    seconds = time.monotonic() - began
+    _claim(seconds < QUICK_S, f"the split took {seconds:.2f} s, and writers wait for it")
+
+
+@_contract
+def the_same_split_again_changes_nothing(case: Case) -> None:
+    split_id = case.split()
+    before = case.leg(split_id)
+    case.scribble()
+    with _harmless("the same split again"):
+        case.mirror.split(split_id)
+    _claim(case.leg(split_id) == before, "the same split again made another leg")
+
+
+@_contract
+def another_split_is_refused_while_one_is_parted(case: Case) -> None:
+    split_id = case.split()
+    before = case.leg(split_id)
+    case.scribble()
+    with _refused("another split"):
+        case.split()
+    _claim(case.leg(split_id) == before, "a refused split changed the leg")
+
+
+@_contract
+def synchronize_is_refused_while_a_leg_is_parted(case: Case) -> None:
+    split_id = case.split()
+    before = case.leg(split_id)
+    case.scribble()
+    with _refused("synchronize while split"):
+        case.mirror.synchronize(silent)
+    _claim(case.leg(split_id) == before, "a refused synchronize changed the leg")
+
+
+@_contract
+def a_leg_that_is_not_parted_is_refused(case: Case) -> None:
+    with _refused("the leg of a split that was never made"):
+        case.mirror.leg("never-made", LEG_DEADLINE_S)
+    split_id = case.split()
+    case.mirror.rejoin(split_id)
+    with _refused("the leg of a split that was rejoined"):
+        case.mirror.leg(split_id, LEG_DEADLINE_S)
+
+
+@_contract
+def an_instant_leg_is_complete_at_once(case: Case) -> None:
+    if Feature.INSTANT_LEG not in case.mirror.features:
+        return
+    split_id = case.split()
+    with _harmless("asking an engine with INSTANT_LEG for its leg at once"):
+        case.mirror.leg(split_id, 0.0)
+
+
+# --- rejoin
+
+
+@_contract
+def the_next_leg_has_what_changed_while_split(case: Case) -> None:
+    first = case.split()
+    case.leg(first)
+    case.scribble()
+    case.mirror.rejoin(first)
+    expected = case.primary()
+    _claim(case.leg(case.split()) == expected, "changes made while split are lost to the next leg")
+
+
+@_contract
+def a_split_that_was_not_waited_for_can_be_rejoined(case: Case) -> None:
+    case.scribble()
+    case.mirror.rejoin(case.split())
+    case.scribble()
+    case.mirror.synchronize(silent)
+    expected = case.primary()
+    _claim(case.leg(case.split()) == expected, "a split that was given up spoils the next leg")
+
+
+@_contract
+def rejoin_of_another_split_leaves_this_one(case: Case) -> None:
+    with _harmless("a rejoin of a split that was never made"):
+        case.mirror.rejoin("never-made")
+    split_id = case.split()
+    before = case.leg(split_id)
+    case.scribble()
+    with _harmless("a rejoin of another split"):
+        case.mirror.rejoin("never-made")
+    _claim(case.mirror.state().split_id == split_id, "a rejoin of another split ended this one")
+    _claim(case.leg(split_id) == before, "a rejoin of another split changed the leg")
+
+
+@_contract
+def rejoin_twice_is_harmless(case: Case) -> None:
+    split_id = case.split()
+    case.mirror.rejoin(split_id)
+    with _harmless("a second rejoin"):
+        case.mirror.rejoin(split_id)
+    case.mirror.synchronize(silent)
+    _claim(case.mirror.state().level, "not level after a second rejoin")
+
+
+# --- other processes
+
+
+@_contract
+def another_process_finds_the_split(case: Case) -> None:
+    split_id = case.split()
+    other = case.harness.open()
+    try:
+        found = other.state().split_id
+        _claim(found == split_id, f"another handle sees the split {found}, not {split_id}")
+        leg = contents(other.leg(split_id, LEG_DEADLINE_S))
+        _claim(leg == case.leg(split_id), "another handle sees another leg")
+        other.rejoin(split_id)
+    finally:
+        other.close()
+    _claim(case.mirror.state().split_id is None, "a rejoin through another handle is not seen")
+
+
+@_contract
+def the_mirror_goes_on_when_a_handle_is_closed(case: Case) -> None:
+    other = case.harness.open()
+    other.split("by-another")
+    before = contents(other.leg("by-another", LEG_DEADLINE_S))
+    other.close()
+    state = case.mirror.state()
+    _claim(state.attached, "closing a handle detached the mirror")
+    _claim(state.split_id == "by-another", "closing a handle ended its split")
+    case.scribble()
+    _claim(case.leg("by-another") == before, "closing a handle changed the leg")
+
+
+# --- features
+
+
+@_contract
+def a_group_is_split_at_one_instant(case: Case) -> None:
+    if Feature.GROUP_SPLIT not in case.mirror.features or len(case.volumes()) < 2:
+        return
+    for _ in range(_ROUNDS):
+        with _PairWriter(case) as writer:
+            writer.wait_for(_HEAD_START)
+            split_id = case.split()
+            writer.wait_for(_HEAD_START)
+        leg = case.leg(split_id)
+        case.mirror.rejoin(split_id)
+        first, second = (_number(leg[volume.name]) for volume in case.volumes()[:2])
+        # Each number is written to the first volume, then to the second.
+        _claim(
+            second <= first <= second + 1,
+            f"the legs are of different instants: {first} on the first, {second} on the second",
+        )
+
+
+@_contract
+def attach_and_detach_can_be_repeated(case: Case) -> None:
+    mirror = case.mirror
+    if Feature.ATTACHES not in mirror.features or not isinstance(mirror, Attachable):
+        return
+    volumes = mirror.volumes()
+    _claim(mirror.attach() == volumes, "a second attach gives other volumes")
+    for what in ("detach", "a second detach"):
+        with _harmless(what):
+            mirror.detach()
+    _claim(not mirror.state().attached, "a detached mirror says that it is attached")
+    with _refused("asking a detached mirror for its volumes", MirrorNotReady):
+        mirror.volumes()
+    again = {(volume.name, volume.size) for volume in mirror.attach()}
+    _claim(again == {(v.name, v.size) for v in volumes}, "attached again, it has other volumes")
+    mirror.synchronize(silent)
+    _claim(mirror.state().level, "attached again, it does not become level")
+
+
+class _PairWriter:
+    """Writes 1, 2, 3, … to the first volume and then to the second, on a thread, for a block."""
+
+    def __init__(self, case: Case) -> None:
+        self._case = case
+        self._written = 0
+        self._changed = threading.Condition()
+        self._stop = False
+        self._thread = threading.Thread(target=self._write, daemon=True)
+
+    def __enter__(self) -> _PairWriter:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop = True
+        self._thread.join()
+
+    def wait_for(self, more: int) -> None:
+        """Wait until that many more pairs are written."""
+        with self._changed:
+            enough = self._written + more
+            self._changed.wait_for(lambda: self._written >= enough, timeout=LEG_DEADLINE_S)
+
+    def _write(self) -> None:
+        pair = self._case.volumes()[:2]
+        number = 0
+        while not self._stop:
+            number += 1
+            for volume in pair:
+                self._case.harness.write(volume, 0, struct.pack("<Q", number).ljust(4096, b"\0"))
+            with self._changed:
+                self._written = number
+                self._changed.notify_all()
+
+
+def _number(contents_of_volume: bytes) -> int:
+    return int(struct.unpack_from("<Q", contents_of_volume)[0])
+
+
+CHECKS: tuple[Check, ...] = tuple(_checks)

@@ -1,0 +1,342 @@
+"""From a trusted split to a set on the medium: parts, then the set's own catalogue.
+
+Everything is durable part by part. After a crash the medium is asked which parts are whole; what
+the run had noted of them lies in its directory, and the next part is written behind them. A part
+that was cut off is written again from its beginning: the split mirror can be read again.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from blake3 import blake3
+
+from splitmirror.archive.manifest import (
+    MemberRecord,
+    PartRecord,
+    member_line,
+    member_of,
+    parse_line,
+)
+from splitmirror.archive.part import PartWriter
+from splitmirror.archive.set_catalogue import part_line, part_of, write_set_catalogue
+from splitmirror.databases import RedoFile, Root
+from splitmirror.errors import JournalDamaged, NoSuchFile, WrongMedium
+from splitmirror.extents.views import LegView
+from splitmirror.journal import Journal
+from splitmirror.media import END_OF_DATA, Medium
+from splitmirror.media.labels import TapeFileKind
+from splitmirror.media.volume import VolumeWriter, open_for_append
+from splitmirror.media.walking import TapeFile, VolumeReader
+from splitmirror.model import BackupSet, Leg, MediaPosition, Origin, Tree
+from splitmirror.progress import Progress
+from splitmirror.stream.member import Member
+from splitmirror.stream.pipeline import LegSource, file_member
+from splitmirror.stream.plan import Plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trusted:
+    """What must outlive a crash once the split is trusted, beside the plan."""
+
+    backup_set: BackupSet
+    trees: tuple[Tree, ...]
+    copied: tuple[RedoFile, ...]
+
+    def save(self, path: Path) -> str:
+        """Durable when it returns; gives the digest that `load` wants."""
+        text = msgspec.json.encode(self, enc_hook=str)
+        write_durably(path, text)
+        return blake3(text).hexdigest()
+
+    @classmethod
+    def load(cls, path: Path, digest: str) -> Trusted:
+        """Raises JournalDamaged when the file is not what was saved."""
+        text = path.read_bytes() if path.exists() else b""
+        if blake3(text).hexdigest() != digest:
+            raise JournalDamaged(
+                f"{path} is not what the journal says it is",
+                hint="The backup cannot go on; back up anew.",
+            )
+        return msgspec.json.decode(text, type=cls, dec_hook=lambda kind, value: kind(value))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What is to be written, and how."""
+
+    trusted: Trusted
+    backup_set: BackupSet
+    plan: Plan
+    leg: Leg
+    titles: Mapping[bytes, str]
+    block_size: int
+    part_size: int
+    volume: str
+
+
+class Notes:
+    """What the run notes of each part that is whole on the medium, in its own directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def note(self, part: PartRecord, lines: Iterable[bytes]) -> None:
+        """Durable when it returns."""
+        write_durably(self._path(part.number), b"".join([part_line(part), *lines]))
+
+    def parts(self) -> list[PartRecord]:
+        """In order, from the first on, as far as there is no gap."""
+        found: list[PartRecord] = []
+        while (path := self._path(len(found) + 1)).exists():
+            with path.open("rb") as file:
+                found.append(part_of(file.readline()))
+        return found
+
+    def lines(self, parts: Sequence[PartRecord]) -> Iterator[bytes]:
+        """The member lines of these parts, as the set's catalogue has them."""
+        for part in parts:
+            with self._path(part.number).open("rb") as file:
+                file.readline()
+                yield from file
+
+    def _path(self, number: int) -> Path:
+        return self._directory / f"part-{number:04d}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """A set that is whole on the medium."""
+
+    backup_set: BackupSet
+    parts: tuple[PartRecord, ...]
+    notes: Notes
+    renewed_at_read: int
+
+    def members(self) -> Iterator[tuple[int, MemberRecord]]:
+        """Every member with its part's number, in the order of the medium."""
+        for line in self.notes.lines(self.parts):
+            document = parse_line(line)
+            yield document["part"], member_of(document)
+
+
+def write_set(
+    job: Job, *, medium: Medium, directory: Path, journal: Journal, progress: Progress
+) -> Written:
+    """Write what of the set is not yet whole on the medium, then its catalogue and its end.
+
+    Raises EndOfMedium, MediumError, LegError; what was written before stays a readable, incomplete
+    set.
+    """
+    notes = Notes(directory)
+    volume = open_for_append(medium, job.volume, label_blank=job.volume)
+    done = whole_parts(volume, job.backup_set.set_id, notes)
+    journal.record("writing", volume=job.volume, from_part=len(done) + 1)
+    writer = _SetWriter(job, volume, notes, progress, sum(part.stored for part in done))
+    renewed = writer.write(len(done), journal)
+    parts = tuple(notes.parts())
+    finished = replace(
+        job.backup_set,
+        complete=True,
+        files=sum(1 for _ in notes.lines(parts)),
+        stored_bytes=sum(part.stored for part in parts),
+    )
+    if not _catalogue_is_whole(volume, finished.set_id):
+        _write_catalogue(job, volume, finished, parts, notes)
+    volume.finish_set()
+    journal.record("written", parts=len(parts))
+    return Written(backup_set=finished, parts=parts, notes=notes, renewed_at_read=renewed)
+
+
+class _SetWriter:
+    """Writes the parts of one set, one after the other."""
+
+    def __init__(
+        self, job: Job, volume: VolumeWriter, notes: Notes, progress: Progress, done: int
+    ) -> None:
+        self._job = job
+        self._volume = volume
+        self._notes = notes
+        self._progress = progress
+        self._done = done
+        copied = sum(redo.copy.stat().st_size for redo in job.trusted.copied)
+        self._total = sum(part.stored for part in job.plan.parts) + copied
+
+    def write(self, done: int, journal: Journal) -> int:
+        """Every part behind the first `done`; gives how many maps were renewed while reading."""
+        job = self._job
+        with LegView(job.leg, job.trusted.trees) as view:
+            source = LegSource(job.leg, job.trusted.trees, view, job.plan.table, titles=job.titles)
+            with source:
+                for part in job.plan.parts[done:]:
+                    self._part(part.number, source.members(part), journal)
+        copies = copy_parts(job.trusted.copied, job.part_size)
+        for number, files in enumerate(copies, len(job.plan.parts) + 1):
+            if number > done:
+                self._part(number, (copied_member(redo) for redo in files), journal)
+        return source.counts.renewed
+
+    def _part(self, number: int, members: Iterable[Member], journal: Journal) -> None:
+        """One part, whole on the medium and noted when it returns; else it is taken back."""
+        self._volume.begin_file(
+            TapeFileKind.PART, self._job.backup_set.set_id, number, self._job.block_size
+        )
+        try:
+            record, lines = self._fill(number, members)
+            file = self._volume.end_file()
+        except BaseException:
+            self._volume.abandon_file()
+            raise
+        self._notes.note(replace(record, position=data_position(file)), lines)
+        journal.record("part", number=number)
+
+    def _fill(self, number: int, members: Iterable[Member]) -> tuple[PartRecord, list[bytes]]:
+        lines = []
+        with PartWriter(
+            self._sink,
+            number=number,
+            set_id=self._job.backup_set.set_id,
+            block_size=self._job.block_size,
+        ) as part:
+            for member in members:
+                lines.append(member_line(part.add(member), number))
+                self._done += member.stored
+                self._progress(self._done, self._total)
+            return part.close(), lines
+
+    def _sink(self, blocks: Sequence[Any]) -> bool:
+        return self._volume.write(blocks)
+
+
+def _write_catalogue(
+    job: Job,
+    volume: VolumeWriter,
+    finished: BackupSet,
+    parts: Sequence[PartRecord],
+    notes: Notes,
+) -> None:
+    volume.begin_file(TapeFileKind.CATALOGUE, finished.set_id, len(parts) + 1, job.block_size)
+    try:
+        write_set_catalogue(
+            volume.write,
+            backup_set=finished,
+            parts=parts,
+            files=notes.lines(parts),
+            block_size=job.block_size,
+        )
+        volume.end_file()
+    except BaseException:
+        volume.abandon_file()
+        raise
+
+
+# --- the pieces
+
+
+def whole_parts(volume: VolumeWriter, set_id: str, notes: Notes) -> list[PartRecord]:
+    """The noted parts, each found whole where it was noted. One that became whole in the moment
+    before a crash but was not noted is written once more behind itself.
+
+    Raises WrongMedium when a noted part is not on the volume.
+    """
+    there = {data_position(file) for file in volume.files if file.set_id == set_id}
+    noted = notes.parts()
+    for part in noted:
+        if part.position not in there:
+            raise WrongMedium(
+                f"part {part.number} of {set_id} is not on volume {volume.serial} any more",
+                hint="Load the volume on which the backup began, or back up anew.",
+            )
+    return noted
+
+
+def _catalogue_is_whole(volume: VolumeWriter, set_id: str) -> bool:
+    return any(
+        file.set_id == set_id and file.kind is TapeFileKind.CATALOGUE for file in volume.files
+    )
+
+
+def data_position(file: TapeFile) -> MediaPosition:
+    """Where the first data record of a tape file lies."""
+    return replace(file.position, object=file.data)
+
+
+def look_at_volume(medium: Medium, label: str) -> None:
+    """Load the volume and see that it is ours and the right one, or blank. Changes nothing.
+
+    Raises WrongMedium, MediumError, Busy.
+    """
+    medium.load(writable=True)
+    if medium.read(memoryview(bytearray(1 << 20))) is END_OF_DATA:
+        return  # blank: the first backup labels it
+    found = VolumeReader(medium).serial
+    if found != label:
+        raise WrongMedium(
+            f"volume {label} is wanted, {found} is loaded",
+            hint=f'Load volume {label}, or write volume = "{found}" in the configuration.',
+        )
+
+
+def copied_member(redo: RedoFile) -> Member:
+    """A file from beside the leg."""
+    origin = Origin.DATABASE if redo.made_by_server else Origin.PRIMARY
+    return file_member(redo.name, redo.copy, origin)
+
+
+def copy_parts(copied: Sequence[RedoFile], part_size: int) -> list[list[RedoFile]]:
+    """The copied files in parts of at most `part_size`, or of one file alone."""
+    parts: list[list[RedoFile]] = []
+    room = 0
+    for redo in copied:
+        size = redo.copy.stat().st_size
+        if not parts or size > room:
+            parts.append([])
+            room = part_size
+        parts[-1].append(redo)
+        room -= size
+    return parts
+
+
+def copy_outside(outside: Sequence[Root], into: Path) -> tuple[RedoFile, ...]:
+    """Copy configuration files from the primary, synced, with owner, mode and times."""
+    copies = []
+    into.mkdir(mode=0o700)
+    for number, root in enumerate(outside):
+        copy = into / f"{number:04d}"
+        try:
+            shutil.copy2(os.fsdecode(root.path), copy)
+            status = os.stat(root.path)
+        except OSError as error:
+            raise NoSuchFile(
+                f"{os.fsdecode(root.path)} cannot be copied: {error.strerror}",
+                hint="Check that it is there and readable.",
+            ) from error
+        os.chown(copy, status.st_uid, status.st_gid)
+        sync(copy)
+        copies.append(RedoFile(name=root.name, copy=copy))
+    sync(into)
+    return tuple(copies)
+
+
+def write_durably(path: Path, text: bytes) -> None:
+    """Write a file so that it is whole or not there, whatever happens."""
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_bytes(text)
+    sync(temporary)
+    temporary.replace(path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """fsync a file or directory."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

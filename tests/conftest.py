@@ -1,0 +1,33 @@
+"""What tests of several folders share: whether this machine can run the real tier."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+PROGRAMS = ("qemu-storage-daemon", "nbdfuse", "mke2fs", "mkfs.xfs")
+
+
+def missing() -> list[str]:
+    """What the real tier needs and this machine has not."""
+    lacks = [] if os.geteuid() == 0 else ["root"]
+    path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+    lacks += [program for program in PROGRAMS if shutil.which(program, path=path) is None]
+    if not os.path.exists("/dev/loop-control"):
+        lacks.append("/dev/loop-control")
+    if not os.path.exists("/dev/fuse"):
+        lacks.append("/dev/fuse")
+    return lacks
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the slow tiers where the machine cannot run them, and say what it lacks."""
+    lacks = missing()
+    if not lacks:
+        return
+    skip = pytest.mark.skip(reason=f"the real tier needs {', '.join(lacks)}")
+    for item in items:
+        if item.get_closest_marker("real") or item.get_closest_marker("crash"):
+            item.add_marker(skip)

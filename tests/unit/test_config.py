@@ -1,0 +1,85 @@
+"""The configuration: mistakes are named, with the nearest right word."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from splitmirror import config
+from splitmirror.errors import ConfigError
+from splitmirror.model import Check, Mode
+
+GOOD = """
+source = "prod"
+[database]
+driver = "none"
+paths = ["/srv/files"]
+[mirror]
+driver = "memory"
+[medium]
+driver = "virtualtape"
+path = "/backup/SM0001.tap"
+"""
+
+
+def load(tmp_path: Path, text: str) -> config.Config:
+    path = tmp_path / "splitmirror.toml"
+    path.write_text(text)
+    return config.load(path)
+
+
+def test_defaults_are_hot_mode_checked_before_the_release(tmp_path: Path) -> None:
+    loaded = load(tmp_path, GOOD)
+    assert (loaded.backup.mode, loaded.backup.check) == (Mode.HOT, Check.QUIESCED)
+    assert (loaded.part_size, loaded.block_size) == (1 << 30, 256 << 10)
+    assert loaded.catalog_path == Path("/var/lib/splitmirror/catalog.sqlite")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message", "hint"),
+    [
+        ("[backup]\nmoed = 'hot'", "moed", "'mode'"),
+        ("[backup]\nmode = 'warm'", "warm", "init"),
+        ("[backup]\nblock_size = '3KiB'", "block_size", "512"),
+        ("[backup]\npart_size = '1MiB'", "part_size", "GiB"),
+        ("[backup]\npart_size = 'big'", "big", "256M"),
+        ("[", "not TOML", "line"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_to_write(
+    tmp_path: Path, wrong: str, message: str, hint: str
+) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(tmp_path, GOOD + wrong)
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "message"),
+    [
+        ('source = "prod"', 'source = "a/b"', "a/b"),
+        ('source = "prod"', 'source = "prod"\nvolume = "tape"', "tape"),
+        ('source = "prod"', 'source = "prod"\nstate_dir = "here"', "absolute"),
+        ('driver = "none"', 'driver = "oracle"', "oracle"),
+        ('driver = "none"', 'driver = "../none"', "none"),
+        ('path = "/backup/SM0001.tap"', 'pathh = "/backup/SM0001.tap"', "path"),
+    ],
+)
+def test_a_configuration_that_cannot_work_is_refused_when_it_is_read(
+    tmp_path: Path, right: str, wrong: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(tmp_path, GOOD.replace(right, wrong))
+
+
+def test_a_missing_file_is_refused_with_the_command_that_writes_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no configuration") as caught:
+        config.load(tmp_path / "nowhere.toml")
+    assert "splitmirror init" in caught.value.hint
+
+
+def test_every_seam_knows_its_drivers_by_the_files_in_its_folder() -> None:
+    assert {"postgresql", "sqlite", "none"} <= set(config.drivers("databases"))
+    assert {"qsd", "memory"} <= set(config.drivers("mirrors"))
+    assert {"virtualtape", "memory"} <= set(config.drivers("media"))
