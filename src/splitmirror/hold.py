@@ -63,7 +63,12 @@ class Hold:
             self.ended_s = self.ended_s or time.monotonic()
 
     def quiesce(self) -> None:
-        """Quiesce the database; in freeze mode freeze its filesystems too."""
+        """Quiesce the database; in freeze mode freeze its filesystems too.
+
+        There the flush comes first as well: behind a database's lock writers would wait for it.
+        """
+        if self._mode is Mode.FREEZE:
+            self._freeze.flush()
         self.began_s = time.monotonic()
         self._guard.arm("quiesce", self._deadline_s)
         self._undo.callback(self._guard.disarm, "quiesce")

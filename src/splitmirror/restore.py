@@ -12,7 +12,7 @@ from. A damaged file leaves nothing under its name: at its original place the ol
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -22,7 +22,7 @@ from splitmirror.archive.clearing import clear, require_empty, require_room, req
 from splitmirror.archive.ground import Anchor
 from splitmirror.archive.placing import Placer, Skipped
 from splitmirror.archive.putting import Mismatch, Putter
-from splitmirror.archive.seeking import PartReader, loaded, part_reader
+from splitmirror.archive.seeking import PartReader, loaded, part_reader, require_part
 from splitmirror.catalog import Catalog, Located
 from splitmirror.catalog.rebuild import record_sets, temporary_catalog
 from splitmirror.databases import Database
@@ -52,8 +52,10 @@ class RestoreReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Wanted:
-    """What the patterns select: how much it is, and which names its hard links point to."""
+    """What the patterns select: how much it is, in which parts, and which names its hard links
+    point to."""
 
+    parts: frozenset[int]
     files: int
     stored: int
     linked: frozenset[bytes]
@@ -90,6 +92,8 @@ def restore(
         whole = not patterns
         wanted = _select(index, backup_set, patterns)
         anchors = _anchors(backup_set, target, original)
+        readers = _Readers(medium, volume, index, backup_set)
+        readers.require(wanted.parts)
         _look_first(target, anchors, wanted)
         removed = 0
         if original and whole:
@@ -99,7 +103,6 @@ def restore(
             Putter(placer, wanted.linked, keep_damaged=keep_damaged) as putter,
         ):
             members = index.members(backup_set.set_id, patterns)
-            readers = _Readers(medium, volume, index, backup_set)
             _put_all(putter, readers, members, wanted.stored, progress)
             _put_links_left(putter, readers, index, backup_set)
             if not whole and not original:
@@ -162,8 +165,9 @@ def _select(index: Catalog, backup_set: BackupSet, patterns: Sequence[bytes]) ->
             hint="Restore another set, or single files of this one by their names ('**' for all).",
         )
     files = stored = 0
-    linked = set()
-    for _, record in index.members(backup_set.set_id, patterns):
+    linked, parts = set(), set()
+    for part, record in index.members(backup_set.set_id, patterns):
+        parts.add(part)
         files, stored = files + 1, stored + record.stored
         if record.attributes.kind is not Kind.SYMLINK and record.attributes.link:
             linked.add(record.attributes.link)
@@ -173,7 +177,7 @@ def _select(index: Catalog, backup_set: BackupSet, patterns: Sequence[bytes]) ->
             f"the set {backup_set.set_id} does not hold {shown}",
             hint=f"'splitmirror show {backup_set.set_id} --files' lists its names; quote globs.",
         )
-    return _Wanted(files=files, stored=stored, linked=frozenset(linked))
+    return _Wanted(parts=frozenset(parts), files=files, stored=stored, linked=frozenset(linked))
 
 
 def _anchors(backup_set: BackupSet, target: Path | None, original: bool) -> list[Anchor]:
@@ -212,6 +216,13 @@ class _Readers:
     ) -> None:
         self._medium, self._volume = medium, volume
         self._parts = {part.number: part for part in index.parts(backup_set.set_id)}
+
+    def require(self, numbers: Set[int]) -> None:
+        """All of these parts are on the volume, the first proven by its labels: known before
+        anything is written or taken away."""
+        for number in sorted(numbers):
+            part_reader(self._medium, self._volume, self._parts[number])
+        require_part(self._medium, self._volume, self._parts[min(numbers)])
 
     def of(self, number: int) -> PartReader:
         return part_reader(self._medium, self._volume, self._parts[number])

@@ -74,7 +74,8 @@ def verify(medium: Medium, set_id: str, *, progress: Progress = silent) -> Verif
         record_sets(medium, volume, index, only=set_id)
         backup_set = index.get(set_id)
         if not backup_set.complete:
-            damage.append(Damage(where="catalogue of the set", what=backup_set.facts[WARNING]))
+            told = backup_set.facts.get(WARNING, "the set was cut off")
+            damage.append(Damage(where="catalogue of the set", what=told))
         reading = _Reading(medium, index, backup_set.stored_bytes, progress)
         parts = index.parts(backup_set.set_id)
         for part in parts:

@@ -9,7 +9,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from splitmirror.system import filesystems, loop, programs
@@ -85,6 +85,35 @@ def loop_filesystems(folder: Path, *fstypes: str, size: int = 320 << 20) -> Iter
         yield made
 
 
+@contextlib.contextmanager
+def freeze_held_up(disk: LoopFs) -> Iterator[Callable[[], None]]:
+    """Keep every FIFREEZE of a filesystem waiting until what is yielded is called.
+
+    A splice(2) from an empty pipe into a file waits inside the write that a freeze must wait for.
+    """
+    source, feed = os.pipe()
+    target = os.open(disk.path / "spliced", os.O_WRONLY | os.O_CREAT)
+    writer = threading.Thread(target=lambda: os.splice(source, target, 4096), daemon=True)
+    writer.start()
+    wanted = [hex(source), "0x0", hex(target)]
+
+    def waiting() -> bool:
+        call = Path(f"/proc/self/task/{writer.native_id}/syscall").read_text().split()
+        return call[1:4] == wanted
+
+    def let_go() -> None:
+        os.write(feed, b"x")
+
+    try:
+        assert until(waiting)
+        yield let_go
+    finally:
+        let_go()
+        writer.join()
+        for fd in (source, feed, target):
+            os.close(fd)
+
+
 def freezing_threads(pid: int | str) -> int:
     """How many threads of a process are inside FIFREEZE right now (/proc/PID/task/*/syscall)."""
     found = 0
@@ -94,7 +123,7 @@ def freezing_threads(pid: int | str) -> int:
     return found
 
 
-def until(condition, deadline_s: float = 10.0) -> bool:  # type: ignore[no-untyped-def]
+def until(condition: Callable[[], object], deadline_s: float = 10.0) -> bool:
     """Poll a condition that the kernel has no event for."""
     end = time.monotonic() + deadline_s
     while not condition():

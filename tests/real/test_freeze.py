@@ -10,7 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.real.loopfs import FSTYPES, LoopFs, freezing_threads, loop_filesystems, until
+from tests.real.loopfs import (
+    FSTYPES,
+    LoopFs,
+    freeze_held_up,
+    freezing_threads,
+    loop_filesystems,
+    until,
+)
 
 from splitmirror.errors import FreezeFailed, GuardLost, HoldBroken
 from splitmirror.freeze import Freeze
@@ -110,21 +117,22 @@ def test_two_mount_points_of_one_superblock_are_frozen_once(
         programs.run(["umount", str(second)], timeout_s=10)
 
 
-def test_several_filesystems_are_frozen_at_the_same_time(tmp_path: Path) -> None:
-    with loop_filesystems(tmp_path, "ext4", "xfs", size=600 << 20) as disks:
-        for disk in disks:
-            disk.make_dirty(300 << 20)
-        paths = mountpoints(disks)
+def test_several_filesystems_are_frozen_at_the_same_time(disks: list[LoopFs], guard: Guard) -> None:
+    """One that is held up does not keep the others waiting for their turn."""
+    with freeze_held_up(disks[0]) as let_go, Freeze(mountpoints(disks), guard, 60) as freeze:
         seen: list[bool] = []
-        watcher = threading.Thread(
-            target=lambda: seen.append(until(lambda: freezing_threads("self") == 2))
-        )
-        with Guard(paths, tmp_path / "guard.json") as guard, Freeze(paths, guard, 60) as freeze:
-            watcher.start()
-            freeze.freeze()
-            freeze.thaw()
-            watcher.join()
-    assert seen == [True]
+
+        def watch() -> None:
+            seen.append(until(lambda: freezing_threads("self")))
+            seen.append(until(lambda: not disks[1].writable_within(0.1)))
+            let_go()
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        freeze.freeze()
+        freeze.thaw()
+        watcher.join()
+    assert seen == [True, True]
 
 
 def test_flushing_first_leaves_little_for_the_freeze(tmp_path: Path) -> None:
@@ -185,25 +193,29 @@ def test_the_guards_death_thaws_at_once_and_breaks_the_hold(disk: LoopFs, tmp_pa
             freeze.thaw()
 
 
-def test_the_guards_death_during_the_freeze_ends_thawed(tmp_path: Path) -> None:
-    with loop_filesystems(tmp_path, "ext4", size=1 << 30) as (disk,):
-        disk.make_dirty(400 << 20)
-        with (
-            Guard([disk.mountpoint], tmp_path / "guard.json") as guard,
-            Freeze([disk.mountpoint], guard, 60) as freeze,
-        ):
-            victim = guard.pid
+def test_the_guards_death_during_the_freeze_ends_thawed(disk: LoopFs, tmp_path: Path) -> None:
+    with (
+        freeze_held_up(disk) as let_go,
+        Guard([disk.mountpoint], tmp_path / "guard.json") as guard,
+        Freeze([disk.mountpoint], guard, 60) as freeze,
+    ):
+        died = threading.Event()
+        guard.on_death(died.set)
+        victim = guard.pid
 
-            def kill() -> None:
-                if until(lambda: freezing_threads("self")):
-                    os.kill(victim, signal.SIGKILL)
+        def kill() -> None:
+            if until(lambda: freezing_threads("self")):
+                os.kill(victim, signal.SIGKILL)
+                died.wait(5)
+            let_go()
 
-            killer = threading.Thread(target=kill)
-            killer.start()
-            with pytest.raises(GuardLost):
-                freeze.freeze()
-            killer.join()
-            assert disk.writable_within(1)
+        killer = threading.Thread(target=kill)
+        killer.start()
+        with pytest.raises(GuardLost):
+            freeze.freeze()
+        killer.join()
+        assert died.is_set()
+        assert disk.writable_within(1)
 
 
 def test_without_a_guard_nothing_is_frozen(disk: LoopFs, tmp_path: Path) -> None:
@@ -221,27 +233,28 @@ def test_without_a_guard_nothing_is_frozen(disk: LoopFs, tmp_path: Path) -> None
         assert freeze.began_s == 0
 
 
-def test_ctrl_c_during_the_freeze_ends_thawed(tmp_path: Path) -> None:
-    with loop_filesystems(tmp_path, "ext4", size=1 << 30) as (disk,):
-        disk.make_dirty(400 << 20)
+def test_ctrl_c_during_the_freeze_ends_thawed(disk: LoopFs, guard: Guard, tmp_path: Path) -> None:
+    with freeze_held_up(disk) as let_go:
+        caught = threading.Event()
 
         def interrupt() -> None:
             if until(lambda: freezing_threads("self")):
                 os.kill(os.getpid(), signal.SIGINT)
+                caught.wait(5)
+            let_go()
 
         interrupter = threading.Thread(target=interrupt)
-        with Guard([disk.mountpoint], tmp_path / "guard.json") as guard:
-            with (
-                pytest.raises(KeyboardInterrupt),
-                Freeze([disk.mountpoint], guard, 60) as freeze,
-            ):
-                interrupter.start()
+        with pytest.raises(KeyboardInterrupt), Freeze([disk.mountpoint], guard, 60) as freeze:
+            interrupter.start()
+            try:
                 freeze.freeze()
-            interrupter.join()
-            assert disk.writable_within(1)
-            assert not disk.thaw()
-            guard.confirm()
-        assert read_record(tmp_path / "guard.json") is None
+            finally:
+                caught.set()
+        interrupter.join()
+        assert disk.writable_within(1)
+        assert not disk.thaw()
+        guard.confirm()
+    assert read_record(tmp_path / "guard.json") is None
 
 
 def test_leaving_closes_every_descriptor_and_thread(disk: LoopFs, guard: Guard) -> None:

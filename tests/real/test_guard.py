@@ -14,7 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.real.loopfs import FSTYPES, LoopFs, freezing_threads, loop_filesystems, until
+from tests.real.loopfs import (
+    FSTYPES,
+    LoopFs,
+    freeze_held_up,
+    freezing_threads,
+    loop_filesystems,
+    until,
+)
 
 import splitmirror
 from splitmirror.errors import DeviceFailed, GuardLost, HoldBroken
@@ -179,22 +186,47 @@ def test_a_backup_that_releases_late_by_itself_is_not_killed(disk: LoopFs, tmp_p
         assert process.alive(holder.guard_pid, holder.guard_ticks)
 
 
+def kill_pending(pid: int) -> bool:
+    """Whether SIGKILL has been sent and waits for a system call to end (proc(5), ShdPnd)."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    pending = next(line for line in status.splitlines() if line.startswith("ShdPnd"))
+    return bool(int(pending.split()[1], 16) & 1 << signal.SIGKILL - 1)
+
+
 @pytest.mark.parametrize("death", ["killed", "deadline"])
 def test_a_freeze_still_going_on_at_the_holders_death_ends_thawed(
-    tmp_path: Path, death: str
+    disk: LoopFs, tmp_path: Path, death: str
 ) -> None:
-    with loop_filesystems(tmp_path, "ext4", size=1 << 30) as (disk,):
-        disk.make_dirty(600 << 20)
+    """A thaw is refused while a freeze waits for a write to end, and the freeze then completes."""
+    with freeze_held_up(disk) as let_go:
         deadline_s = 60 if death == "killed" else 0.05
         holder = Holder(tmp_path / "guard.json", [disk], deadline_s=deadline_s, extra="slow")
         with contextlib.closing(holder):
             assert until(lambda: freezing_threads(holder.process.pid))
-            holder.process.send_signal(signal.SIGKILL if death == "killed" else signal.SIGSTOP)
-            assert freezing_threads(holder.process.pid), "the freeze was over too soon to tell"
+            if death == "killed":
+                holder.process.kill()
+            assert until(lambda: kill_pending(holder.process.pid))
+            assert not disk.thaw(), "a thaw is refused meanwhile"
+            assert not holder.guard_gone(0.1)
+            let_go()
+            assert holder.guard_gone()
+            assert disk.writable_within(1)
+            assert holder.hears() == ""  # it never came to say "frozen"
+    released = read_record(holder.record)
+    assert released is not None
+    assert [thawed.times for thawed in released.filesystems] == [1]
+
+
+def test_a_freeze_behind_a_large_dirty_write_ends_thawed(tmp_path: Path) -> None:
+    with loop_filesystems(tmp_path, "ext4", size=1 << 30) as (disk,):
+        disk.make_dirty(600 << 20)
+        holder = Holder(tmp_path / "guard.json", [disk], extra="slow")
+        with contextlib.closing(holder):
+            assert until(lambda: freezing_threads(holder.process.pid))
+            holder.process.kill()
             assert holder.guard_gone(60)
             assert disk.writable_within(5)
             assert not disk.thaw()
-            assert holder.hears() == ""  # it never came to say "frozen"
 
 
 def test_a_forked_child_that_still_has_the_pipe_does_not_hide_the_death(
@@ -250,6 +282,8 @@ def test_a_full_disk_for_the_record_does_not_hold_up_the_thaw(disk: LoopFs, tmp_
             holder.process.kill()
             assert disk.writable_within(0.5)
             assert holder.guard_gone()
+        for root in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified"):  # it went on to its end
+            assert not Path(root, f"splitmirror-guard-{holder.guard_pid}").exists()
         assert read_record(small / "guard.json") is None
     finally:
         programs.run(["umount", str(small)], timeout_s=10)
@@ -445,14 +479,22 @@ def test_release_by_hand_thaws_and_ends_and_a_second_time_is_harmless(
     assert f"the backup (process {sleeper.pid}): gone already" in second
 
 
-def test_release_by_hand_outlasts_a_freeze_that_is_still_going_on(tmp_path: Path) -> None:
-    with loop_filesystems(tmp_path, "ext4", size=1 << 30) as (disk,):
-        disk.make_dirty(600 << 20)
-        with subprocess.Popen(["fsfreeze", "-f", disk.mountpoint]) as freezer:
-            ticks = process.start_ticks(freezer.pid)
-            assert ticks is not None
-            assert until(lambda: freezing_threads(freezer.pid))
-            holder = Session(what="it", pid=freezer.pid, start_ticks=ticks, signal=9)
-            release_by_hand([disk.mountpoint], [], holder)
-        assert disk.writable_within(5)
-        assert not disk.thaw()
+def test_release_by_hand_outlasts_a_freeze_that_is_still_going_on(disk: LoopFs) -> None:
+    with (
+        freeze_held_up(disk) as let_go,
+        subprocess.Popen(["fsfreeze", "-f", disk.mountpoint]) as freezer,
+    ):
+        ticks = process.start_ticks(freezer.pid)
+        assert ticks is not None
+        assert until(lambda: freezing_threads(freezer.pid))
+        holder = Session(what="it", pid=freezer.pid, start_ticks=ticks, signal=9)
+        lines: list[str] = []
+        hand = threading.Thread(
+            target=lambda: lines.extend(release_by_hand([disk.mountpoint], [], holder))
+        )
+        hand.start()
+        assert until(lambda: kill_pending(freezer.pid))
+        let_go()
+        hand.join()
+    assert lines == [f"it (process {freezer.pid}): killed", f"{disk.mountpoint}: thawed"]
+    assert disk.writable_within(1)

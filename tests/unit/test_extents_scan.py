@@ -181,7 +181,7 @@ def test_extended_attributes_are_looked_for_only_when_told(root: Path) -> None:
     assert not any(entry.attributes.xattrs for entry in looked_at(tree(root)))
 
 
-def test_a_tree_deeper_than_python_may_recurse_and_a_path_may_be_long(root: Path) -> None:
+def test_a_path_longer_than_the_kernel_takes_at_once_is_walked(root: Path) -> None:
     fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     depth = 300  # of 20 bytes each: 6000, more than PATH_MAX
     for _ in range(depth):

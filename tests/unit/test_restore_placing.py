@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -220,6 +221,30 @@ def test_devices_and_fifos_come_back(placer: Placer, target: Path) -> None:
     assert stat.S_ISCHR(null.st_mode) and null.st_rdev == os.makedev(1, 3)
     assert stat.S_ISFIFO(pipe.st_mode) and stat.S_IMODE(pipe.st_mode) == 0o622
     assert pipe.st_mtime_ns == TIME_NS
+
+
+@pytest.mark.skipif(not ROOT, reason="only root can become somebody else")
+def test_without_root_the_data_come_back_and_what_is_missing_is_told() -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o777)
+        child = os.fork()
+        if child == 0:  # pragma: no cover
+            code = 2
+            try:
+                os.setgid(65534)
+                os.setuid(65534)
+                with Placer([Anchor(directory=Path(directory) / "target")]) as placer:
+                    put(placer, b"data/tool", b"#!", uid=0, gid=0, mode=0o6755)
+                    made = placer.special(b"data/null", attributes(Kind.CHARDEV, rdev=259))
+                    placer.finish()
+                    told = {skipped.what for skipped in placer.skipped}
+                code = 0 if (made, told) == (False, {"owner", "device"}) else 1
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        tool = Path(directory) / "target/data/tool"
+        assert tool.read_bytes() == b"#!" and tool.stat().st_uid == 65534
+        assert stat.S_IMODE(tool.stat().st_mode) == 0o755  # set-id bits would name another owner
 
 
 def test_extended_attributes_come_back_and_inherited_ones_go(placer: Placer, target: Path) -> None:

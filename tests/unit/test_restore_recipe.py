@@ -162,9 +162,21 @@ def test_one_file_of_a_large_set_costs_few_records(
     counting = Counting(drive)
     restore(counting, catalog, made.set_id, [b"data/0555"], tmp_path / "target")
     assert (tmp_path / "target/data/0555").read_bytes() == random.Random(555).randbytes(40_000)
-    # VOL1, and the twelve records that the file touches
-    assert counting.read_records <= 1 + 12
+    # VOL1, the part's labels, and the twelve records that the file touches
+    assert counting.read_records <= 1 + 3 + 12
     assert len(drive.cartridge.objects) > 5000
+
+
+def test_two_files_far_apart_do_not_cost_what_lies_between(
+    drive: Memory, catalog: Catalog, tmp_path: Path
+) -> None:
+    between = [file(b"data/%d" % i, b"x" * (1 << 20)) for i in range(12)]
+    members = [file(b"data/a", b"a"), *between, file(b"data/z", b"z")]
+    made = recorded(catalog, write_set(drive, [members]))
+    counting = Counting(drive)
+    restore(counting, catalog, made.set_id, [b"data/[az]"], tmp_path / "target")
+    assert (tmp_path / "target/data/z").read_bytes() == b"z"
+    assert counting.read_records <= 8 and len(drive.cartridge.objects) > 3000
 
 
 def test_a_whole_set_is_read_once_and_forwards(
@@ -175,8 +187,8 @@ def test_a_whole_set_is_read_once_and_forwards(
     counting = Counting(drive)
     restore(counting, catalog, made.set_id, (), tmp_path / "target")
     records = sum(part.length // part.block_size for part in made.parts)
-    assert counting.read_records <= records + 1
-    assert counting.located == sorted(counting.located) and len(counting.located) == 4
+    assert counting.read_records <= records + 1 + 3
+    assert counting.located == sorted(counting.located) and len(counting.located) == 5
 
 
 def test_a_subtree_and_a_glob_bring_their_directories_with_their_attributes(
@@ -231,10 +243,19 @@ def test_a_missing_or_damaged_piece_leaves_no_file(
         restore(drive, catalog, made.set_id, (), tmp_path / "target")
     assert [bad.name for bad in caught.value.facts["report"].mismatches] == [b"data/big"]
     assert [path.name for path in (tmp_path / "target/data").iterdir()] == ["x"]
-    without = [row for row in made.members if row[1].piece is None or row[1].piece.number != 3]
-    catalog.record(replace(made.backup_set, set_id="cut"), made.parts, without)
+
+
+@pytest.mark.parametrize("missing", [1, 2, 3])
+def test_a_file_without_one_of_its_pieces_is_no_file(
+    drive: Memory, catalog: Catalog, tmp_path: Path, missing: int
+) -> None:
+    cut = pieces(b"data/big", b"x" * 30_000, 10_000)
+    made = write_set(drive, [[directory(b"data"), *cut]])
+    members = [row for row in made.members if not row[1].piece or row[1].piece.number != missing]
+    catalog.record(made.backup_set, made.parts, members)
     with pytest.raises(VerifyFailed, match="big"):
-        restore(drive, catalog, "cut", [b"data/big"], tmp_path / "again")
+        restore(drive, catalog, made.set_id, (), tmp_path / "target")
+    assert list((tmp_path / "target/data").iterdir()) == []
 
 
 def test_a_hard_link_comes_alone_with_the_data_of_its_target(
@@ -378,6 +399,21 @@ def test_a_damaged_header_costs_its_own_member_only(
         restore(drive, catalog, made.set_id, (), tmp_path / "target")
     assert [bad.name for bad in caught.value.facts["report"].mismatches] == [b"data/name4"]
     assert len(list((tmp_path / "target/data").iterdir())) == 8
+
+
+def test_holes_that_moved_are_damage_though_the_bytes_are_the_same(
+    drive: Memory, catalog: Catalog, tmp_path: Path
+) -> None:
+    whole = file(b"data/a", b"a" * 65536)
+    holed = replace(whole, ranges=((4096, 100),), chunks=[memoryview(b"a" * 100)])
+    made = recorded(catalog, write_set(drive, [[directory(b"data"), holed]]))
+    for at, found in enumerate(drive.cartridge.objects):
+        if found is not None and b"2\n4096\n100\n" in found:
+            drive.cartridge.objects[at] = found.replace(b"2\n4096\n100\n", b"2\n8192\n100\n")
+    with pytest.raises(VerifyFailed, match="holes"):
+        restore(drive, catalog, made.set_id, (), tmp_path / "target")
+    assert not (tmp_path / "target/data/a").exists()
+    assert "holes" in verify(drive, made.set_id).damage[0].what
 
 
 def test_verify_finds_nothing_in_a_sound_set(drive: Memory, tmp_path: Path) -> None:
@@ -525,6 +561,20 @@ def test_a_whole_set_at_its_original_place_is_all_there_is_afterwards(
     assert after.pop(b"/of another server") is not None
     assert after == before
     assert report.removed == 3
+
+
+def test_the_wrong_volume_takes_nothing_away_from_the_original_place(
+    drive: Memory, catalog: Catalog, original: Path
+) -> None:
+    made = backed_up(drive, catalog, original)
+    (original / "new").touch()
+    another = blank()
+    write_set(another, [[file(b"data/a", b"a")]], set_id="of-somebody-else")
+    with pytest.raises(WrongMedium, match="not at object"):
+        restore(another, catalog, made.set_id, (), None, original=True)
+    with pytest.raises(WrongMedium, match="blank"):
+        restore(blank(), catalog, made.set_id, (), None, original=True)
+    assert (original / "new").exists()
 
 
 def test_one_file_at_its_original_place_leaves_the_others_alone(

@@ -37,7 +37,7 @@ def require_empty(target: Path) -> None:
         raise TargetNotEmpty(
             f"{target} is not empty: it holds {first.name!r}",
             hint="Name a directory that is empty or not there yet. (To put files back where they "
-            "came from, say so with --original.)",
+            "came from, say so with --in-place.)",
         )
 
 

@@ -33,7 +33,8 @@ class PartWriter:
     """One part on its way to the medium. `sink` writes records and tells of early warning.
 
     A context manager: leaving it lets go of the temporary file; only `close` ends the part. After
-    an exception nothing more can be added, and `close` raises.
+    an exception nothing more can be added, and `close` raises. `line` is the manifest's line of the
+    member that was added last, as the set's catalogue wants it too.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class PartWriter:
         self._tar = TarWriter(sink, block_size)
         self._number, self._set_id, self._block_size = number, set_id, block_size
         self._members = self._stored = 0
-        self.line = b""  # that of the member added last, for the set's catalogue
+        self.line = b""
         self._lines = spool(scratch)
         self._digest = blake3()
         self._whole = True

@@ -188,12 +188,12 @@ class Placer:
 
         self._make(name, make, (parent, base))
 
-    def special(self, name: bytes, attributes: Attributes) -> None:
-        """A device or a fifo. Devices need root and are left out without it."""
+    def special(self, name: bytes, attributes: Attributes) -> bool:
+        """A device or a fifo. Devices need root; without it they are left out, and False."""
         parent, base = self._parent(name)
         if attributes.kind is not Kind.FIFO and not self._root:
             self._skip(name, "device", "only root can make one")
-            return
+            return False
         kind = {Kind.FIFO: 0o010000, Kind.CHARDEV: 0o020000, Kind.BLOCKDEV: 0o060000}
 
         def make(temporary: bytes) -> None:
@@ -202,6 +202,7 @@ class Placer:
             self.attribute(name, _through(parent, temporary), attributes)
 
         self._make(name, make, (parent, base))
+        return True
 
     def finish(self) -> None:
         """Directories' attributes, the deepest first; then everything is made durable."""

@@ -139,8 +139,8 @@ class Putter:
             return
         if member.attributes.kind is Kind.SYMLINK:
             self._placer.symlink(name, member.attributes)
-        else:
-            self._placer.special(name, member.attributes)
+        elif not self._placer.special(name, member.attributes):
+            return
         self.files += 1
 
     def _hardlink(self, name: bytes, target: bytes) -> None:

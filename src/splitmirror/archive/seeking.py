@@ -13,10 +13,12 @@ from contextlib import contextmanager
 
 from splitmirror.archive.manifest import MemberRecord, PartRecord
 from splitmirror.archive.reading import ReadMember, read_members
-from splitmirror.errors import MediumDamaged, WrongMedium
-from splitmirror.media import Medium
-from splitmirror.media.walking import VolumeReader
+from splitmirror.errors import MediumDamaged, MediumError, WrongMedium
+from splitmirror.media import Mark, Medium
+from splitmirror.media.labels import LabelGroup
+from splitmirror.media.walking import VolumeReader, read_record
 
+LABEL_OBJECTS = 4  # before a part's first record: three labels and a filemark
 NEAR = 8 << 20  # bytes that are rather read than located over: some 30 ms on tape
 
 
@@ -84,15 +86,45 @@ def loaded(medium: Medium) -> Iterator[VolumeReader]:
         medium.unload()
 
 
+def require_part(medium: Medium, volume: VolumeReader, part: PartRecord) -> None:
+    """Prove, by the volume's serial and the part's labels, that the part is where it is said to be.
+
+    Raises WrongMedium when it is on another volume, or something else stands there.
+    """
+    _require_volume(volume, part)
+    assert part.position is not None
+    try:
+        medium.locate(part.position.object - LABEL_OBJECTS)
+        labels = [read_record(medium) for _ in range(LABEL_OBJECTS - 1)]
+        found = LabelGroup.parse(
+            [label for label in labels if not isinstance(label, Mark)],
+            part.position.tape_file + 1,
+        )
+        same = (found.set_id, found.part_number) == (part.set_id, part.number)
+    except (MediumError, IndexError):
+        same = False
+    if not same:
+        raise WrongMedium(
+            f"part {part.number} of {part.set_id} is not at object {part.position.object} of "
+            f"volume {volume.serial}, where the catalogue says",
+            hint="If the volume was written anew since, make the catalogue anew: "
+            "splitmirror catalog rebuild",
+        )
+
+
 def part_reader(medium: Medium, volume: VolumeReader, part: PartRecord) -> PartReader:
     """Raises WrongMedium when the part is on another volume than the one that is loaded."""
-    if part.position is not None and part.position.volume != volume.serial:
-        raise WrongMedium(
-            f"part {part.number} of the set is on volume {part.position.volume}, and volume "
-            f"{volume.serial} is loaded",
-            hint=f"Load volume {part.position.volume} (for a virtual tape, name its file as the "
-            "medium's path) and start again.",
-            wanted=part.position.volume,
-            loaded=volume.serial,
-        )
+    _require_volume(volume, part)
     return PartReader(medium, part)
+
+
+def _require_volume(volume: VolumeReader, part: PartRecord) -> None:
+    if part.position is not None and part.position.volume == volume.serial:
+        return
+    wanted = "an unknown volume" if part.position is None else f"volume {part.position.volume}"
+    raise WrongMedium(
+        f"part {part.number} of the set is on {wanted}, and volume {volume.serial} is loaded",
+        hint=f"Load {wanted} (for a virtual tape, name its file as the medium's path) and start "
+        "again.",
+        loaded=volume.serial,
+    )

@@ -137,6 +137,9 @@ def restore(
     in_place: Annotated[
         bool, typer.Option("--in-place", help="Restore to the original place, replacing files.")
     ] = False,
+    keep_damaged: Annotated[
+        bool, typer.Option(help="Keep what can be read of a damaged file, as NAME.damaged.")
+    ] = False,
     path: ConfigPath = DEFAULT,
     json: Json = False,
 ) -> None:
@@ -155,6 +158,7 @@ def restore(
             to,
             original=in_place,
             database=None if patterns else loaded.open_database(),
+            keep_damaged=keep_damaged,
             progress=terminal_watch("restore"),
         )
     if json:

@@ -39,7 +39,8 @@ _RELATIONS = """
 
 
 def titles(dsn: str, os_user: str, names: Iterable[bytes]) -> Mapping[bytes, str]:
-    """`database.schema.relation` by member name (without the database for those that all share); what is not known in time is left out."""
+    """`database.schema.relation` by member name, without the database for what all of them share;
+    what is not known in time is left out."""
     known = _relations(dsn, os_user)
     found = {}
     for name in names:

@@ -214,6 +214,9 @@ class VirtualTape:
             if self._index.end - self._synced_end > _BARRIER:
                 self._sync(fd)
             fitting = self._fitting([0] * count)
+            if self._sealed_end == self._index.end:
+                # Zeros over the end mark would leave filemarks before it without their proof.
+                self._mark_end(fd, self._index.end + WORD.size * fitting)
             self._put(fd, [bytes(WORD.size * fitting)], [0] * fitting)
             if fitting < count:
                 raise self._full()
@@ -275,9 +278,7 @@ class VirtualTape:
         with contextlib.suppress(OSError, MediumError):  # the first error is the one to tell
             os.ftruncate(fd, self._index.end)
             self._seal()
-        if error.errno in _NO_ROOM:
-            raise self._host_full() from error
-        raise self._trouble("cannot be written", error) from error
+        raise self._not_written(error) from error
 
     def _sync(self, fd: int) -> None:
         try:
@@ -294,14 +295,16 @@ class VirtualTape:
             return
         if self._synced_end != self._index.end:
             self._sync(fd)
-        _, error = _write_all(fd, [WORD.pack(END_WORD)], self._index.end)
-        if error is not None and error.errno in _NO_ROOM:
-            raise self._host_full() from error
-        if error is not None:
-            raise self._trouble("cannot be written", error) from error
-        self._sync(fd)
+        self._mark_end(fd, self._index.end)
         self._dirty, self._sealed_end = False, self._index.end
         simh.save(self._path, fd, self._index)
+
+    def _mark_end(self, fd: int, offset: int) -> None:
+        """Put the end mark at `offset`, durably."""
+        _, error = _write_all(fd, [WORD.pack(END_WORD)], offset)
+        if error is not None:
+            raise self._not_written(error) from error
+        self._sync(fd)
 
     def _relieve(self, fd: int) -> None:
         """Set the disk to work on what was just written, and drop what it has done from the page
@@ -406,7 +409,9 @@ class VirtualTape:
             path=str(self._path),
         )
 
-    def _host_full(self) -> EndOfMedium:
+    def _not_written(self, error: OSError) -> MediumError:
+        if error.errno not in _NO_ROOM:
+            return self._trouble("cannot be written", error)
         return EndOfMedium(
             f"the filesystem of {self._path} is full",
             hint=f"Make room on the filesystem that holds {self._path.parent}, or set [medium] "
