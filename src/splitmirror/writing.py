@@ -205,7 +205,8 @@ class _SetWriter:
             block_size=self._job.block_size,
         ) as part:
             for member in members:
-                lines.append(member_line(part.add(member), number))
+                part.add(member)
+                lines.append(part.line)
                 self._done += member.stored
                 self._progress(self._done, self._total)
             return part.close(), lines

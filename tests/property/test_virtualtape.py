@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from splitmirror.errors import MediumDamaged, MediumError, WrongMedium
+from splitmirror.errors import EndOfMedium, MediumDamaged, MediumError, WrongMedium
 from splitmirror.media import FILEMARK, Mark, Medium
 from splitmirror.media.memory import Cartridge, Memory
 from splitmirror.media.simh import sidecar_of
@@ -438,3 +439,28 @@ def _files_after(path: Path) -> dict[int, bytes]:
         }
     finally:
         medium.unload()
+
+
+# --- a disk that takes no more
+
+
+def test_of_what_a_full_disk_cuts_short_only_whole_records_stay(tape: Path) -> None:
+    """The process's file size limit stands for the disk: it gives a short write, then an error."""
+    medium = drive(tape)
+    medium.load(writable=True)
+    put(medium, [LABEL, FILEMARK], sync=True)
+    batch = [record(number, 1000) for number in range(40)]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (92 + 10_500, hard))
+    try:
+        with pytest.raises(EndOfMedium, match="filesystem of .* is full") as caught:
+            medium.write(batch)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert str(tape.parent) in caught.value.hint
+    assert medium.tell() == 2 + 10
+    assert contents(medium) == [LABEL, FILEMARK, *batch[:10]]
+    medium.locate(5)
+    medium.write_filemarks(2, sync=True)
+    medium.unload()
+    assert found_on(tape) == [LABEL, FILEMARK, *batch[:3], FILEMARK, FILEMARK]

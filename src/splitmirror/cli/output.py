@@ -62,8 +62,12 @@ def print_error(error: SplitmirrorError, *, as_json: bool) -> None:
         print(f"  before that: {before}", file=sys.stderr)
         before = before.__context__
     if as_json:
-        document = {"kind": type(error).__name__, "message": str(error), "hint": error.hint}
-        document |= {"exit_code": error.exit_code}
+        document: dict[str, object] = {
+            "kind": type(error).__name__,
+            "message": str(error),
+            "hint": error.hint,
+            "exit_code": error.exit_code,
+        }
         if "report" in error.facts:
             document["report"] = plain(error.facts["report"])
         print_json({"error": document})

@@ -207,6 +207,8 @@ def running_in(data: Path) -> Session | None:
     except (FileNotFoundError, ProcessLookupError, ValueError):
         data.stat()  # raises where it is the directory that is missing
         return None
+    except PermissionError:  # not even root may look: a process of the system, of the same pid
+        return None
     ticks = process.start_ticks(pid)
     if ticks is None or not os.path.samestat(here, data.stat()):
         return None

@@ -231,7 +231,7 @@ class SetLabel:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[0-9A-Za-z._-]{1,32}", self.set_id):
             raise ValueError(f"not 1 to 32 letters, digits, dots, dashes: {self.set_id!r}")
-        if not 1 <= self.part_number < 1_000_000 or not 1 <= self.block_size < 1 << 24:
+        if not 1 <= self.part_number < 1_000_000 or not 1 <= self.block_size < 10_000_000:
             raise ValueError(f"part {self.part_number}, block size {self.block_size}")
         if self.blocks < 0 or (self.blocks and self.state is State.OPEN):
             raise ValueError(f"{self.blocks} blocks in a file that is {self.state.name}")

@@ -6,8 +6,8 @@ What makes it safe to append (docs/adr/0006-virtual-tape.md tells why):
   itself. So the tape alone proves its end; the sidecar index may be lost.
 - Before anything is overwritten the end mark is put at the new end and synced; only then is the
   file cut. A crash in between leaves the shorter tape, never a filemark less.
-- Records are synced before a filemark is written behind them. So labels that follow a filemark are
-  not on the disk without the data they close.
+- The end mark is never on the disk without what lies before it, and last filemarks that it does not
+  prove do not count. So labels are not found closed without the data they close.
 - A tail that a crash tore ends the tape at its last whole object. Damage before a sound end is told
   from a torn tail, and is never appended to.
 
@@ -41,7 +41,6 @@ from splitmirror.units import parse_size, show_size
 
 _IOV_MAX = os.sysconf("SC_IOV_MAX")
 _WRITE_BEHIND = 16 << 20  # bytes after which the disk is set to work and the page cache relieved
-_BARRIER = 4096  # unsynced bytes from which a filemark waits for the data before it
 _FIRST_RECORD = 80  # bytes of the label that every volume of ours begins with
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -211,8 +210,6 @@ class VirtualTape:
         fd = self._ready_to_write()
         if count:
             self._end_here(fd)
-            if self._index.end - self._synced_end > _BARRIER:
-                self._sync(fd)
             fitting = self._fitting([0] * count)
             if self._sealed_end == self._index.end:
                 # Zeros over the end mark would leave filemarks before it without their proof.

@@ -22,7 +22,15 @@ from typing import Final, NoReturn
 
 from splitmirror.errors import MediumDamaged, MediumError, WrongMedium
 from splitmirror.media import END_OF_DATA, FILEMARK, Mark, Medium
-from splitmirror.media.labels import LabelGroup, State, TapeFileKind, VolumeLabel
+from splitmirror.media.labels import (
+    FileLabel,
+    FormatLabel,
+    LabelGroup,
+    SetLabel,
+    State,
+    TapeFileKind,
+    VolumeLabel,
+)
 from splitmirror.model import MediaPosition
 
 _FIRST_FILE: Final = 1  # the object behind VOL1
@@ -163,11 +171,11 @@ class VolumeReader:
             return self._ended(at, number, first)
         before = None
         try:
-            before = LabelGroup.parse([first, *self._labels(at + 1, _LABELS - 1)], number + 1)
+            before = LabelGroup.parse(self._labels(at, first), number + 1)
             self._filemark(at + _LABELS)
             data = at + _LABELS + 1
             blocks = self._space(data)
-            after = LabelGroup.parse(self._labels(data + blocks + 1, _LABELS), number + 1)
+            after = LabelGroup.parse(self._labels(data + blocks + 1), number + 1)
             self._filemark(data + blocks + 1 + _LABELS)
         except _CutOff:
             return VolumeEnd(object=at, tape_file=number, closed=False, unfinished=before)
@@ -204,14 +212,17 @@ class VolumeReader:
             raise _damage("a record follows the end of the volume", at)
         return found
 
-    def _labels(self, at: int, count: int) -> list[bytes]:
-        found = []
-        for number in range(count):
-            label = read_record(self._medium)
+    def _labels(self, at: int, *read: bytes) -> list[bytes]:
+        """The labels of a group, the first of which may have been read. Each is looked at before
+        the next is missed: what a crash cut off is labels too."""
+        found: list[bytes] = []
+        for number, parse in enumerate((FileLabel.parse, FormatLabel.parse, SetLabel.parse)):
+            label = read[number] if number < len(read) else read_record(self._medium)
             if label is END_OF_DATA:
                 raise _CutOff
             if isinstance(label, Mark):
                 raise _damage("a filemark stands where a label should", at + number)
+            parse(label)
             found.append(label)
         return found
 

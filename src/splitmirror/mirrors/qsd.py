@@ -39,7 +39,7 @@ from splitmirror.errors import (
 from splitmirror.mirrors import Feature, MirrorState
 from splitmirror.model import Filesystem, Finding, Leg, Run, Volume
 from splitmirror.progress import Progress, silent
-from splitmirror.system import blockjobs, images, levelling, loop, nbdstack, selfprobe
+from splitmirror.system import blockjobs, images, levelling, nbdstack, selfprobe
 from splitmirror.system.blockjobs import Copy
 from splitmirror.system.levelling import Pace
 from splitmirror.system.nbdstack import Place
@@ -300,7 +300,8 @@ class QsdMirror:
     def _check_leg_unused(self, monitor: Monitor | None) -> None:
         """Raise Busy while somebody reads the leg: it would change under them."""
         for disk in self._disks:
-            _check_free(disk.mirror, but=monitor.peer_pid if monitor else None)
+            daemon = monitor.peer_pid if monitor else None
+            _check_free(disk.mirror, but=daemon, patient=True)
 
     # --- what would make a split unsafe
 
@@ -394,11 +395,10 @@ def _primary_size(disk: Disk) -> int:
     return size
 
 
-def _check_free(image: Path, but: int | None = None) -> None:
+def _check_free(image: Path, but: int | None = None, *, patient: bool = False) -> None:
     """Raise Busy when an image is in use, other than by the process `but`. The daemon itself would
     not mind a second one on the same image."""
-    processes = [u for u in nbdstack.users(image) if not u.startswith(f"process {but} ")]
-    if users := loop.find(image) + processes:
+    if users := nbdstack.image_users(image, but=but, patient=patient):
         raise Busy(
             f"{image} is in use: {', '.join(users)}",
             hint="Unmount it, detach its loop device, or end that process.",

@@ -30,6 +30,7 @@ MONITORS = 4
 _SOCKET_PATH_MAX = 107  # sun_path of unix(7), without its NUL
 _START_DEADLINE_S = 20.0  # both programs are ready in a fraction of a second
 _STOP_DEADLINE_S = 10.0
+_LETTING_GO_S = 2.0
 _POLL_S = 0.01
 _RUN_DEADLINE_S = 30.0
 
@@ -223,7 +224,8 @@ def _unmount(export: Path) -> None:
 
 
 def check_unused(device: str) -> None:
-    """Raise Busy when a block device is mounted, claimed by the kernel, or open in a process."""
+    """Raise Busy when a block device is mounted, claimed by the kernel, or open in a process, and
+    stays so: udev looks into a device for an instant whenever a writer has closed it."""
     number = os.stat(device).st_rdev
     places = [mount.mountpoint for mount in filesystems.mounts() if mount.devno == number]
     if places:
@@ -232,15 +234,37 @@ def check_unused(device: str) -> None:
             hint=f"Stop the database, then `umount {places[0]}`.",
             mountpoints=tuple(places),
         )
-    if holders := users(device):
-        raise Busy(f"{device} is open in {', '.join(holders)}", hint="End that process first.")
-    try:  # also what is mounted in another namespace, or below a device-mapper device
-        os.close(os.open(device, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
-    except OSError as error:
+    if not _wait_for(lambda: _is_free(device), _LETTING_GO_S):
         raise Busy(
-            f"{device} is in use: {error.strerror}",
-            hint=f"See `lsblk {device}` and mounts in other namespaces (containers).",
-        ) from error
+            f"{device} is open in {', '.join(users(device)) or 'the kernel'}",
+            hint=f"End that process; see `lsblk {device}` and mounts in other namespaces.",
+        )
+
+
+def _is_free(device: str) -> bool:
+    """Nobody has it open, nor is it mounted in another namespace or below another device."""
+    if users(device):
+        return False
+    try:
+        os.close(os.open(device, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
+def image_users(image: Path, *, but: int | None = None, patient: bool = False) -> list[str]:
+    """The loop devices over an image and the processes that have it open, other than `but`.
+
+    `patient`: waits a moment for those that are just going, as an autoclear loop device does when
+    its mount is dissolved.
+    """
+
+    def found() -> list[str]:
+        processes = [user for user in users(image) if not user.startswith(f"process {but} ")]
+        return loop.find(image) + processes
+
+    _wait_for(lambda: not found(), _LETTING_GO_S if patient else 0.0)
+    return found()
 
 
 def users(path: str | Path) -> list[str]:
