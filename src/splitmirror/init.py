@@ -102,7 +102,7 @@ def _places(directory: Path) -> list[Place]:
 
 def _mirror(places: list[Place]) -> str:
     lines = [
-        "# The embedded mirror: two image files a disk, no set-up in the kernel. Put the mirrors on",
+        "# The embedded mirror: two image files a disk, nothing to set up. Put the mirrors on",
         "# other disks than the primaries. `splitmirror mirror start` makes and starts them; then",
         "# make the filesystems on the devices it prints, and move the database onto them:",
     ]

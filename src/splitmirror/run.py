@@ -65,8 +65,8 @@ class Run:
 
     @classmethod
     def again(cls, state: Path, source: str, directory: Path) -> Run:
-        """The run in `directory`, which was cut off, to be put right. Raises Busy. Should that fail,
-        the run stays one that was cut off."""
+        """The run in `directory`, which was cut off, to be put right. Raises Busy. Should putting
+        it right fail, it stays one that was cut off."""
         return cls(directory, take_lock(state, source), recovering=True)
 
     def __enter__(self) -> Run:

@@ -20,7 +20,6 @@ from blake3 import blake3
 from splitmirror.archive.manifest import (
     MemberRecord,
     PartRecord,
-    member_line,
     member_of,
     parse_line,
 )

@@ -6,25 +6,22 @@ end and an untrusted one thrown away, and the next backup is good.
 
 from __future__ import annotations
 
-import os
 import signal
 import sqlite3
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from splitmirror import config, journal
 from splitmirror.backup import backup
-from splitmirror.catalog import Catalog
 from splitmirror.config import Config
 from splitmirror.demo.lab import Disk, Lab, configuration, lab_at
 from splitmirror.demo.subjects import SQLite
-from splitmirror.errors import Busy
 from splitmirror.model import Mode
 from splitmirror.recover import recover
 from splitmirror.run import ended, unfinished
@@ -41,9 +38,11 @@ MOST_RECORDS = 80
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="sm-crash-") as directory:
-        with lab_at(Path(directory) / "lab", DISKS) as made:
-            yield made
+    with (
+        tempfile.TemporaryDirectory(dir="/var/tmp", prefix="sm-crash-") as directory,
+        lab_at(Path(directory) / "lab", DISKS) as made,
+    ):
+        yield made
 
 
 def source(lab: Lab, mode: Mode, check: str) -> tuple[Config, SQLite]:
@@ -88,8 +87,7 @@ def nothing_of_the_run_is_left(lab: Lab, loaded: Config) -> None:
 @pytest.mark.parametrize(("mode", "check"), [(Mode.HOT, "quiesced"), (Mode.FREEZE, "released")])
 def test_a_backup_killed_at_any_record_is_put_right(lab: Lab, mode: Mode, check: str) -> None:
     loaded, subject = source(lab, mode, check)
-    with ExitStack():
-        finished, thrown_away = sweep(lab, loaded, subject)
+    finished, thrown_away = sweep(lab, loaded, subject)
     assert thrown_away > 10
     assert finished > 6
 

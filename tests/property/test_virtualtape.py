@@ -453,7 +453,7 @@ def test_of_what_a_full_disk_cuts_short_only_whole_records_stay(tape: Path) -> N
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (92 + 10_500, hard))
     try:
-        with pytest.raises(EndOfMedium, match="filesystem of .* is full") as caught:
+        with pytest.raises(EndOfMedium, match=r"filesystem of .* is full") as caught:
             medium.write(batch)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -393,6 +393,19 @@ def test_a_started_copy_writes_to_itself_and_neither_sees_nor_touches_the_origin
     assert not process.alive(server.pid, server.start_ticks)
 
 
+def test_a_damaged_table_of_a_copy_that_starts_is_named(live: Cluster, tmp_path: Path) -> None:
+    roots = taken(live, tmp_path, Mode.FREEZE)
+    path = str(ask(live.dsn(), "SELECT pg_relation_filepath('spaced')"))
+    damaged = roots[path.encode().split(b"/PG_")[0].replace(b"pg_tblspc", b"tblspc")]
+    with (damaged / path.split("/", 2)[2]).open("r+b") as file:
+        file.seek(8000)
+        file.write(b"\x55" * 100)
+    with copy_of(live, roots, tmp_path) as copy:
+        report = copy.check()
+    assert not report.passed
+    assert "spaced" in " ".join(report.problems)
+
+
 def test_alter_system_of_the_original_has_no_power_over_the_copy(
     live: Cluster, tmp_path: Path
 ) -> None:

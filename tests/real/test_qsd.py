@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import signal
 import struct
@@ -42,7 +43,7 @@ from splitmirror.system import (
     programs,
 )
 from splitmirror.system.stackrecord import SyncKind
-from splitmirror.testing.mirrors import contents, write_through_device
+from splitmirror.testing.mirrors import contents
 
 pytestmark = pytest.mark.real
 
@@ -98,6 +99,8 @@ def test_the_full_copy_is_throttled(tmp_path: Path) -> None:
         began = time.monotonic()
         mirror.synchronize(silent)
         assert time.monotonic() - began > 0.5  # 16 MiB a disk; unthrottled a few ms
+        assert mirror.last_sync is not None
+        assert (mirror.last_sync.bytes, mirror.last_sync.passes) == (2 * SIZE, 0), "copied twice"
 
 
 def test_a_synchronize_that_is_killed_leaves_nothing_that_stops_the_next_one(
@@ -144,34 +147,51 @@ def test_an_interrupted_synchronize_leaves_no_job(tmp_path: Path) -> None:
 
 def test_b_never_runs_ahead_of_a_on_the_legs_without_a_freeze(mirror: QsdMirror) -> None:
     first, second = mirror.volumes()
-    for volume in (first, second):  # so that the copies take their time
-        scribble(volume, MIB, SIZE - MIB)
+    for round_ in range(5):
+        for volume in (first, second):  # so that the copies take their time
+            scribble(volume, MIB, 8 * MIB)
+        with numbers_to(first, second) as written:
+            wait_for_numbers(written, 20)
+            mirror.split(f"round-{round_}")
+            wait_for_numbers(written, 20)
+        leg = contents(mirror.leg(f"round-{round_}", 30))
+        a, b = (int.from_bytes(leg[name][:8], "little") for name in ("d0", "d1"))
+        last = int.from_bytes(Path(first.device).read_bytes()[:8], "little")
+        mirror.rejoin(f"round-{round_}")
+        assert 20 <= b <= a <= b + 1
+        assert a < last, "the writer did not go on after the split"
+
+
+@contextlib.contextmanager
+def numbers_to(first: Volume, second: Volume) -> Iterator[threading.Semaphore]:
+    """Write 1, 2, 3, … past every cache to the first volume and then to the second."""
     stop, written = threading.Event(), threading.Semaphore(0)
 
     def write() -> None:
-        number = 0
-        while not stop.is_set():
-            number += 1
-            for volume in (first, second):
-                write_through_device(volume, 0, struct.pack("<Q", number).ljust(4096, b"\0"))
-            written.release()
+        fds = [os.open(v.device, os.O_WRONLY | os.O_DIRECT) for v in (first, second)]
+        with mmap.mmap(-1, 4096) as block:
+            number = 0
+            while not stop.is_set():
+                number += 1
+                struct.pack_into("<Q", block, 0, number)
+                for fd in fds:
+                    os.pwrite(fd, block, 0)
+                written.release()
+        for fd in fds:
+            os.close(fd)
 
     writer = threading.Thread(target=write)
     writer.start()
     try:
-        for _ in range(10):
-            assert written.acquire(timeout=10)
-        mirror.split("s")
-        for _ in range(10):
-            assert written.acquire(timeout=10)
+        yield written
     finally:
         stop.set()
         writer.join()
-    leg = contents(mirror.leg("s", 30))
-    a, b = (int.from_bytes(leg[name][:8], "little") for name in ("d0", "d1"))
-    assert 10 <= b <= a <= b + 1
-    last = int.from_bytes(Path(first.device).read_bytes()[:8], "little")
-    assert a < last, "the writer did not go on after the split"
+
+
+def wait_for_numbers(written: threading.Semaphore, count: int) -> None:
+    for _ in range(count):
+        assert written.acquire(timeout=10)
 
 
 def test_a_split_without_its_maker_is_found_by_its_id(mirror: QsdMirror, tmp_path: Path) -> None:
@@ -245,6 +265,13 @@ def test_a_frozen_filesystem_is_whole_on_its_leg(mirror: QsdMirror, tmp_path: Pa
         programs.run(["umount", str(where)], timeout_s=30)
     assert content == b"before" * 10_000
     assert names == ["file", "lost+found"]
+
+
+def test_nothing_has_the_leg_open_once_it_is_given_out(mirror: QsdMirror, tmp_path: Path) -> None:
+    assert nbdstack.users(tmp_path / "d0.mir")
+    mirror.split("s")
+    mirror.leg("s", 10)
+    assert not nbdstack.users(tmp_path / "d0.mir")
 
 
 def test_a_leg_that_is_still_read_is_not_given_back(mirror: QsdMirror, tmp_path: Path) -> None:

@@ -16,7 +16,12 @@ source = "prod"
 driver = "none"
 paths = ["/srv/files"]
 [mirror]
-driver = "memory"
+driver = "qsd"
+dir = "/var/lib/splitmirror/mirror"
+[[mirror.disks]]
+name = "data"
+primary = "/srv/primary/data.img"
+mirror = "/srv/mirror/data.img"
 [medium]
 driver = "virtualtape"
 path = "/backup/SM0001.tap"

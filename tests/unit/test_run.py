@@ -77,7 +77,7 @@ def test_phases_are_kept_in_the_order_in_which_they_began(tmp_path: Path) -> Non
 def test_a_phase_that_waits_beyond_its_limit_is_cut_short_by_name(tmp_path: Path) -> None:
     with (
         Run.begin(tmp_path, "prod") as run,
-        pytest.raises(DeadlineExceeded, match="phase quiesce took longer than 0.05 s"),
+        pytest.raises(DeadlineExceeded, match="phase quiesce took longer"),
         run.phase("quiesce", 0.05),
     ):
         threading.Event().wait(20)

@@ -37,6 +37,8 @@ _POLL_S = 0.05  # the server tells nobody when it is ready
 _LOG_TAIL = 2000  # bytes of the log in an error
 _STATUS_LINE = 7  # the eighth, miscadmin.h: LOCK_FILE_LINE_PM_STATUS; "standby" while recovering
 _READY = b"ready"
+# pg_amcheck tells what it found on its standard output; warnings beside it would only hide that
+_QUIET = {"PGOPTIONS": "-c client_min_messages=error"}
 _SOCKET_PATH_MAX = 107  # unix(7), sun_path without its NUL
 _SOCKET_NAME = f".s.PGSQL.{_PORT}"
 
@@ -248,7 +250,7 @@ class _Running:
             )
         argv = self._checker()
         try:
-            programs.run(argv, timeout_s=_CHECK_S)
+            programs.run(argv, timeout_s=_CHECK_S, env=_QUIET)
             checks.append(Path(argv[0]).name)
         except ProgramFailed as error:
             problems.append(str(error))

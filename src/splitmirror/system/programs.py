@@ -98,7 +98,7 @@ def run(
     except subprocess.TimeoutExpired as error:
         raise _failed(argv, None, error.stderr or b"", f"no answer in {timeout_s:g} s") from None
     if done.returncode:
-        raise _failed(argv, done.returncode, done.stderr, _status(done.returncode))
+        raise _failed(argv, done.returncode, done.stderr or done.stdout, _status(done.returncode))
     return os.fsdecode(done.stdout)
 
 
