@@ -65,7 +65,7 @@ class Hold:
     def quiesce(self) -> None:
         """Quiesce the database; in freeze mode freeze its filesystems too.
 
-        There the flush comes first as well: behind a database's lock writers would wait for it.
+        There the flush comes first, too: behind a database's lock writers would wait for it.
         """
         if self._mode is Mode.FREEZE:
             self._freeze.flush()
@@ -125,9 +125,11 @@ class Hold:
         return redo
 
     def _begin_freeze(self) -> None:
-        """Flush, then freeze. Until the thaw nothing is written to the journal and no garbage is
-        collected, which takes long with millions of files in memory."""
-        self._freeze.flush()
+        """Flush while writers go on, then freeze. Until the thaw nothing is written to the journal
+        and no garbage is collected, which takes long with millions of files in memory."""
+        assert self._held is not None, "the database is quiesced first"
+        if self._held.blocked_writers_since_s is None:
+            self._freeze.flush()
         self._journal.record("freeze intended", mountpoints=list(self._freeze.mountpoints))
         self._frozen.enter_context(self._journal.silent())
         gc.disable()

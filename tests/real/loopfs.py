@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -121,6 +122,13 @@ def freezing_threads(pid: int | str) -> int:
         with contextlib.suppress(OSError):
             found += _FIFREEZE in (task / "syscall").read_text()
     return found
+
+
+def kill_pending(pid: int) -> bool:
+    """Whether SIGKILL has been sent and waits for a system call to end (proc(5), ShdPnd)."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    pending = next(line for line in status.splitlines() if line.startswith("ShdPnd"))
+    return bool(int(pending.split()[1], 16) & 1 << signal.SIGKILL - 1)
 
 
 def until(condition: Callable[[], object], deadline_s: float = 10.0) -> bool:

@@ -144,7 +144,8 @@ def test_an_unknown_filesystem_is_refused_with_what_to_do() -> None:
 
 
 def test_the_primarys_own_superblock_is_never_taken_for_the_leg(disk: LoopFs) -> None:
-    """The kernel would share the mounted one, writes going on and all."""
+    """The kernel would share one that is mounted read-only, and so show what is written later."""
+    programs.run(["mount", "-o", "remount,ro", disk.mountpoint], timeout_s=10)
     with pytest.raises(LegError):
         mount_detached(disk.device.path, disk.fstype, _OPTIONS[disk.fstype])
 

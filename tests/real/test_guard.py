@@ -19,13 +19,14 @@ from tests.real.loopfs import (
     LoopFs,
     freeze_held_up,
     freezing_threads,
+    kill_pending,
     loop_filesystems,
     until,
 )
 
 import splitmirror
 from splitmirror.errors import DeviceFailed, GuardLost, HoldBroken
-from splitmirror.guard import Guard, read_record, release_by_hand, wire
+from splitmirror.guard import Guard, read_record, wire
 from splitmirror.model import Session
 from splitmirror.system import process, programs
 
@@ -184,13 +185,6 @@ def test_a_backup_that_releases_late_by_itself_is_not_killed(disk: LoopFs, tmp_p
         assert (released.cause, released.killed) == ("deadline: freeze", False)
         assert holder.process.poll() is None
         assert process.alive(holder.guard_pid, holder.guard_ticks)
-
-
-def kill_pending(pid: int) -> bool:
-    """Whether SIGKILL has been sent and waits for a system call to end (proc(5), ShdPnd)."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    pending = next(line for line in status.splitlines() if line.startswith("ShdPnd"))
-    return bool(int(pending.split()[1], 16) & 1 << signal.SIGKILL - 1)
 
 
 @pytest.mark.parametrize("death", ["killed", "deadline"])
@@ -437,6 +431,22 @@ def test_a_package_that_only_the_environment_points_to_is_found(
     assert not list(copy.rglob("*.pyc"))
 
 
+def test_a_killed_guards_cgroup_is_swept_by_the_next_one(disk: LoopFs, tmp_path: Path) -> None:
+    with subprocess.Popen(["true"]) as gone:
+        gone.wait()
+    with Guard([disk.mountpoint], tmp_path / "first.json") as guard:
+        told = Path(f"/proc/{guard.pid}/cgroup").read_text().splitlines()[-1]
+        if "splitmirror-guard-" not in told:
+            pytest.skip("no cgroup2 that we may write")
+        roots = [Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified")]
+        (root,) = [at for at in roots if (at / f"splitmirror-guard-{guard.pid}").exists()]
+        orphan = root / f"splitmirror-guard-{gone.pid}"
+        orphan.mkdir()
+        with Guard([disk.mountpoint], tmp_path / "second.json"):
+            assert not orphan.exists()
+            assert (root / f"splitmirror-guard-{guard.pid}").exists()
+
+
 def test_the_guard_runs_as_a_module_in_isolated_mode(tmp_path: Path) -> None:
     ours, theirs = wire.pair()
     holder = os.pidfd_open(os.getpid())
@@ -455,46 +465,3 @@ def test_the_guard_runs_as_a_module_in_isolated_mode(tmp_path: Path) -> None:
         assert wire.receive(ours, 5) == [1, "ok"]
     os.close(holder)
     assert guard.wait(10) == 0
-
-
-def test_release_by_hand_thaws_and_ends_and_a_second_time_is_harmless(
-    disks: list[LoopFs], tmp_path: Path, session: Session
-) -> None:
-    mountpoints = [disk.mountpoint for disk in disks]
-    for mountpoint in mountpoints:
-        programs.run(["fsfreeze", "-f", mountpoint], timeout_s=10)
-    with subprocess.Popen(["sleep", "1000"]) as sleeper:
-        ticks = process.start_ticks(sleeper.pid)
-        assert ticks is not None
-        holder = Session(what="the backup", pid=sleeper.pid, start_ticks=ticks, signal=15)
-        missing = str(tmp_path / "nowhere")
-        first = release_by_hand([*mountpoints, missing], [session], holder)
-        assert sleeper.wait(5) == -signal.SIGKILL
-    assert all(disk.writable_within(0.5) for disk in disks)
-    assert until(lambda: ended(session))
-    assert f"{mountpoints[0]}: thawed" in first
-    assert any(line.startswith(f"{missing}: not thawed") for line in first)
-    second = release_by_hand(mountpoints, [session], holder)
-    assert f"{mountpoints[0]}: was not frozen" in second
-    assert f"the backup (process {sleeper.pid}): gone already" in second
-
-
-def test_release_by_hand_outlasts_a_freeze_that_is_still_going_on(disk: LoopFs) -> None:
-    with (
-        freeze_held_up(disk) as let_go,
-        subprocess.Popen(["fsfreeze", "-f", disk.mountpoint]) as freezer,
-    ):
-        ticks = process.start_ticks(freezer.pid)
-        assert ticks is not None
-        assert until(lambda: freezing_threads(freezer.pid))
-        holder = Session(what="it", pid=freezer.pid, start_ticks=ticks, signal=9)
-        lines: list[str] = []
-        hand = threading.Thread(
-            target=lambda: lines.extend(release_by_hand([disk.mountpoint], [], holder))
-        )
-        hand.start()
-        assert until(lambda: kill_pending(freezer.pid))
-        let_go()
-        hand.join()
-    assert lines == [f"it (process {freezer.pid}): killed", f"{disk.mountpoint}: thawed"]
-    assert disk.writable_within(1)

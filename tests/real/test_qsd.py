@@ -34,12 +34,14 @@ from splitmirror.errors import (
     UnsafeMirror,
 )
 from splitmirror.mirrors.qsd import Disk, QsdMirror
+from splitmirror.model import Volume
 from splitmirror.progress import silent
 from splitmirror.system import (
     blockjobs,
     fiemap,
     filesystems,
     loop,
+    nbdstack,
     programs,
 )
 from splitmirror.system.stackrecord import SyncKind
@@ -190,6 +192,9 @@ def numbers_to(first: Volume, second: Volume) -> Iterator[threading.Semaphore]:
 
 
 def wait_for_numbers(written: threading.Semaphore, count: int) -> None:
+    """Wait for that many more than there are now."""
+    while written.acquire(blocking=False):
+        pass
     for _ in range(count):
         assert written.acquire(timeout=10)
 

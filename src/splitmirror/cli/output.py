@@ -59,7 +59,8 @@ def print_error(error: SplitmirrorError, *, as_json: bool) -> None:
         print(f"  also: {note}", file=sys.stderr)
     before = error.__context__
     while before is not None and before is not error.__cause__:
-        print(f"  before that: {before}", file=sys.stderr)
+        what = str(before) or type(before).__name__
+        print(f"  before that: {what}", file=sys.stderr)
         before = before.__context__
     if as_json:
         document: dict[str, object] = {
@@ -84,12 +85,14 @@ class Line:
         self._step = step
         self._began_s = time.monotonic()
         self._drawn_s = 0.0
+        self._ended = False
 
     def __call__(self, done: int, total: int) -> None:
         now_s = time.monotonic()
-        last = total > 0 and done >= total
-        if now_s - self._drawn_s < REDRAW_S and not last:
+        last = done >= total > 0
+        if self._ended or not done or (now_s - self._drawn_s < REDRAW_S and not last):
             return
+        self._ended = last
         self._drawn_s = now_s
         text = f"{self._step}: {show_size(done)}"
         rate = done / max(now_s - self._began_s, 1e-3)

@@ -25,9 +25,12 @@ import msgspec
 
 _MAGIC = b"SQLite format 3\x00"  # sqlite.org/fileformat2.html, 1.3
 _WRITE_VERSION_AT = 18  # 1: a rollback journal, 2: WAL
-# With several databases no lock is waited for longer than this while others are held: whoever has
-# the one and wants the others would wait for us.
-_PATIENCE_S = 0.5
+# No further lock is waited for longer than this while the first is held: whoever has the one and
+# wants the other would wait for us.
+_PATIENCE_S = 0.25
+# SQLite's own busy handler waits in steps that grow to 100 ms, so a writer that commits all the
+# time would keep us out for seconds. No event tells that a lock is free.
+_POLL_S = 0.0001
 
 
 class Look(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,36 +78,51 @@ def look(path: str) -> Look:
 def connect(path: str) -> sqlite3.Connection:
     """Open an existing database; never makes one."""
     uri = f"file:{urllib.parse.quote(os.fsencode(path))}?mode=rw"
-    return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=_PATIENCE_S)
+    return sqlite3.connect(uri, uri=True, isolation_level=None, timeout=0)
 
 
 def hold(connections: Sequence[sqlite3.Connection], mode: str, deadline_s: float) -> Held:
     """Hold all of them or none."""
     until = time.monotonic() + deadline_s
     while True:
-        since_s = time.monotonic()
-        outcome = _hold_once(connections, mode, since_s, until)
+        outcome = _hold_once(connections, mode, until)
         if outcome.held or not outcome.busy or time.monotonic() >= until:
             return outcome
         _release(connections)
 
 
-def _hold_once(
-    connections: Sequence[sqlite3.Connection], mode: str, since_s: float, until: float
-) -> Held:
+def _hold_once(connections: Sequence[sqlite3.Connection], mode: str, until: float) -> Held:
     journals = []
+    since_s = 0.0
     for index, connection in enumerate(connections):
-        left_s = max(0.0, until - time.monotonic())
-        patience_s = left_s if len(connections) == 1 else min(left_s, _PATIENCE_S)
+        patience_until = min(until, time.monotonic() + _PATIENCE_S) if index else until
         try:
-            connection.execute(f"PRAGMA busy_timeout = {int(patience_s * 1000)}")
-            journals.append(_begin(connection, mode))
+            tried_s, journal = _begin_soon(connection, mode, patience_until)
         except sqlite3.Error as error:
-            # the primary result code is the extended one's low byte
-            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-            busy = code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-            return Held(held=False, index=index, error=str(error), busy=busy)
+            return Held(held=False, index=index, error=str(error), busy=_is_busy(error))
+        since_s = since_s or tried_s
+        journals.append(journal)
     return Held(held=True, since_s=since_s, journals=journals)
+
+
+def _begin_soon(connection: sqlite3.Connection, mode: str, until: float) -> tuple[float, str]:
+    """Try until it succeeds or it is too late; when the try that succeeded began."""
+    connection.execute("PRAGMA busy_timeout = 0")
+    while True:
+        tried_s = time.monotonic()
+        try:
+            return tried_s, _begin(connection, mode)
+        except sqlite3.Error as error:
+            _release([connection])
+            if not _is_busy(error) or tried_s >= until:
+                raise
+            time.sleep(_POLL_S)
+
+
+def _is_busy(error: sqlite3.Error) -> bool:
+    # the primary result code is the extended one's low byte
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    return code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 def _begin(connection: sqlite3.Connection, mode: str) -> str:

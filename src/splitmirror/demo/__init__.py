@@ -181,8 +181,8 @@ def _bare_split(lab: Lab, mirror: Mirror, split_id: str) -> float:
             filesystems.syncfs(fd)
         began_s = time.monotonic()
         for fd in fds:
+            thaw.callback(filesystems.thaw, fd)  # first: Ctrl-C may come right behind the freeze
             filesystems.freeze(fd)
-            thaw.callback(filesystems.thaw, fd)
         mirror.split(split_id)
         thaw.close()
         return time.monotonic() - began_s

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from splitmirror import config
 from splitmirror.config import Config
-from splitmirror.errors import NoRoom
+from splitmirror.errors import NoRoom, ProgramFailed
 from splitmirror.mirrors import Attachable
 from splitmirror.system import filesystems, loop, programs
 from splitmirror.units import show_size
@@ -35,6 +36,8 @@ WAL_DISK_SIZE = 1 << 30
 SLACK = 256 << 20  # journal, inodes and what the database writes meanwhile
 MKFS_TIMEOUT_S = 120.0
 MOUNT_TIMEOUT_S = 60.0
+UNMOUNT_PATIENCE_S = 10.0
+UNMOUNT_POLL_S = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +149,20 @@ def _attach(lab_config: Config, undo: ExitStack) -> dict[str, str]:
 def _mount(device: str, mountpoint: Path, undo: ExitStack) -> None:
     mountpoint.mkdir(parents=True)
     programs.run(["mount", device, str(mountpoint)], timeout_s=MOUNT_TIMEOUT_S)
-    undo.callback(programs.run, ["umount", str(mountpoint)], timeout_s=MOUNT_TIMEOUT_S)
+    undo.callback(_unmount, mountpoint)
+
+
+def _unmount(mountpoint: Path) -> None:
+    """Unmount; what an interrupted program had open there may take a moment to close."""
+    until_s = time.monotonic() + UNMOUNT_PATIENCE_S
+    while True:
+        try:
+            programs.run(["umount", str(mountpoint)], timeout_s=MOUNT_TIMEOUT_S)
+            return
+        except ProgramFailed:
+            if time.monotonic() > until_s:
+                raise
+            time.sleep(UNMOUNT_POLL_S)
 
 
 def _check_room(lab: Lab) -> None:

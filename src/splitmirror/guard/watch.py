@@ -32,6 +32,7 @@ _FIRST_THAW_S = (
 _THAW_AGAIN_S = 0.02  # while a killed holder is dying, perhaps held up by its own freeze
 _SESSION_S = 2.0  # how long the record waits to see that an ended session is gone
 
+_CGROUP = "splitmirror-guard-"  # and the guard's pid
 _THREAD_STACK = 256 << 10  # every page of it is locked in memory
 
 # What a terminal, a shell or a service manager may send. The guard ends by itself when the holder
@@ -236,7 +237,8 @@ def main(socket_fd: int) -> NoReturn:
     except OSError as error:
         wire.send(end, [0, "failed", f"{error.strerror} ({error.filename or 'is it root?'})"])
         os._exit(1)
-    group: Path | None = process.own_cgroup(f"splitmirror-guard-{os.getpid()}")
+    process.sweep_cgroups(_CGROUP)
+    group: Path | None = process.own_cgroup(f"{_CGROUP}{os.getpid()}")
     if group is None:
         refused.append("it is stopped or frozen along with the backup's cgroup (no cgroup2)")
     _be_silent()

@@ -18,10 +18,13 @@ import hashlib
 import os
 import struct
 from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import msgspec
+
+from splitmirror.media import Block
 
 WORD: Final = struct.Struct("<I")
 END_WORD: Final = 0xFFFF_FFFF
@@ -30,6 +33,8 @@ LARGEST: Final = (1 << 24) - 1  # a length has 24 bits
 
 _SAMPLE = 4096  # bytes hashed at either end: the first labels, and the last set's
 _CHUNK = 1 << 20  # bytes looked at in one go where zeros are counted
+_IOV_MAX = os.sysconf("SC_IOV_MAX")
+_BATCH = 1 << 20  # bytes for one system call: with 4 MiB it was a quarter slower
 _FILEMARKS_AT_END = 2  # what a volume ends with; more zeros are no filemarks unless proven
 
 
@@ -201,6 +206,55 @@ def ends_cleanly(fd: int, begin: int, size: int) -> bool:
     length = read_word(fd, offset - WORD.size)
     start = offset - stride(length)
     return 0 < length <= LARGEST and start >= begin and read_word(fd, start) == length
+
+
+# --- writing
+
+
+def batches(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """From which record to which one system call should write."""
+    begin = total = 0
+    for number, size in enumerate(sizes):
+        if total and (total + size > _BATCH or 2 * (number - begin) + 3 > _IOV_MAX):
+            yield begin, number
+            begin, total = number, 0
+        total += size
+    if total:
+        yield begin, len(sizes)
+
+
+def framed(blocks: Sequence[Block], sizes: Sequence[int]) -> list[Block]:
+    """The blocks with their length words between them, as buffers to be written in one go."""
+    buffers: list[Block] = []
+    behind = b""
+    for block, size in zip(blocks, sizes, strict=True):
+        word = WORD.pack(size)
+        buffers += [behind + word, block]
+        behind = bytes(size & 1) + word
+    return [*buffers, behind]
+
+
+def write_all(fd: int, buffers: list[Block], offset: int) -> tuple[int, OSError | None]:
+    """Bytes that were written before all were or an error came, and the error."""
+    begin = offset
+    while buffers:
+        try:
+            done = os.pwritev(fd, buffers[:_IOV_MAX], offset)
+        except OSError as error:
+            return offset - begin, error
+        offset += done
+        buffers = _after(buffers, done)
+    return offset - begin, None
+
+
+def _after(buffers: list[Block], done: int) -> list[Block]:
+    """What is left of the buffers behind `done` bytes."""
+    for number, buffer in enumerate(buffers):
+        view = memoryview(buffer).cast("B")
+        if done < view.nbytes:
+            return [view[done:], *buffers[number + 1 :]]
+        done -= view.nbytes
+    return []
 
 
 # --- the sidecar

@@ -39,7 +39,6 @@ from splitmirror.media import END_OF_DATA, FILEMARK, Block, Capacity, Limits, Ma
 from splitmirror.media.simh import END_WORD, LARGEST, WORD, Index, Stop, stride
 from splitmirror.units import parse_size, show_size
 
-_IOV_MAX = os.sysconf("SC_IOV_MAX")
 _WRITE_BEHIND = 16 << 20  # bytes after which the disk is set to work and the page cache relieved
 _FIRST_RECORD = 80  # bytes of the label that every volume of ours begins with
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -200,10 +199,11 @@ class VirtualTape:
                 )
         self._end_here(fd)
         fitting = self._fitting(sizes)
-        self._put(fd, _framed(blocks[:fitting], sizes[:fitting]), sizes[:fitting])
+        for begin, end in simh.batches(sizes[:fitting]):
+            self._put(fd, simh.framed(blocks[begin:end], sizes[begin:end]), sizes[begin:end])
+            self._relieve(fd)
         if fitting < len(sizes):
             raise self._full()
-        self._relieve(fd)
         return self._early
 
     def write_filemarks(self, count: int, *, sync: bool) -> bool:
@@ -263,7 +263,7 @@ class VirtualTape:
     def _put(self, fd: int, buffers: list[Block], sizes: Sequence[int]) -> None:
         """Write objects behind the end. Of what does not get onto the disk whole, nothing stays."""
         begin = self._index.end
-        done, error = _write_all(fd, buffers, begin)
+        done, error = simh.write_all(fd, buffers, begin)
         whole = sum(1 for end in accumulate(map(stride, sizes)) if end <= done)
         for size, group in groupby(sizes[:whole]):
             self._index.append(size, len(list(group)))
@@ -298,7 +298,7 @@ class VirtualTape:
 
     def _mark_end(self, fd: int, offset: int) -> None:
         """Put the end mark at `offset`, durably."""
-        _, error = _write_all(fd, [WORD.pack(END_WORD)], offset)
+        _, error = simh.write_all(fd, [WORD.pack(END_WORD)], offset)
         if error is not None:
             raise self._not_written(error) from error
         self._sync(fd)
@@ -432,40 +432,6 @@ class VirtualTape:
             hint="Check the path, its owner and the disk below it.",
             path=str(self._path),
         )
-
-
-def _framed(blocks: Sequence[Block], sizes: Sequence[int]) -> list[Block]:
-    """The blocks with their length words between them, as buffers to be written in one go."""
-    buffers: list[Block] = []
-    behind = b""
-    for block, size in zip(blocks, sizes, strict=True):
-        word = WORD.pack(size)
-        buffers += [behind + word, block]
-        behind = bytes(size & 1) + word
-    return [*buffers, behind]
-
-
-def _write_all(fd: int, buffers: list[Block], offset: int) -> tuple[int, OSError | None]:
-    """Bytes that were written before all were or an error came, and the error."""
-    begin = offset
-    while buffers:
-        try:
-            done = os.pwritev(fd, buffers[:_IOV_MAX], offset)
-        except OSError as error:
-            return offset - begin, error
-        offset += done
-        buffers = _after(buffers, done)
-    return offset - begin, None
-
-
-def _after(buffers: list[Block], done: int) -> list[Block]:
-    """What is left of the buffers behind `done` bytes."""
-    for number, buffer in enumerate(buffers):
-        view = memoryview(buffer).cast("B")
-        if done < view.nbytes:
-            return [view[done:], *buffers[number + 1 :]]
-        done -= view.nbytes
-    return []
 
 
 def _blank(fd: int, size: int) -> bool:

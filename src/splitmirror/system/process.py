@@ -170,6 +170,17 @@ def own_cgroup(name: str) -> Path | None:
     return group
 
 
+def sweep_cgroups(prefix: str) -> None:
+    """Take away the cgroups named `prefix` and a pid whose process was killed, and left nobody to
+    do it. One that still holds a process is left alone (the kernel refuses)."""
+    root = _cgroup_root()
+    for group in root.glob(f"{prefix}*") if root is not None else ():
+        pid = group.name.removeprefix(prefix)
+        if pid.isdecimal() and not Path("/proc", pid).exists():
+            with contextlib.suppress(OSError):
+                group.rmdir()
+
+
 def leave_cgroup(group: Path) -> None:
     """Move this process to the root cgroup and take its own away. Harmless when it is gone."""
     with contextlib.suppress(OSError):

@@ -1,0 +1,95 @@
+"""The guard's steps by hand, as `splitmirror release` makes them."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.real.loopfs import (
+    FSTYPES,
+    LoopFs,
+    freeze_held_up,
+    freezing_threads,
+    kill_pending,
+    loop_filesystems,
+    until,
+)
+
+from splitmirror.guard import release_by_hand
+from splitmirror.model import Session
+from splitmirror.system import process, programs
+
+pytestmark = pytest.mark.real
+
+
+@pytest.fixture(params=FSTYPES)
+def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LoopFs]:
+    with loop_filesystems(tmp_path, request.param) as (made,):
+        yield made
+
+
+@pytest.fixture
+def disks(tmp_path: Path) -> Iterator[list[LoopFs]]:
+    with loop_filesystems(tmp_path, "ext4", "xfs") as made:
+        yield made
+
+
+@pytest.fixture
+def session() -> Iterator[Session]:
+    """A process that stands for the database's session."""
+    with subprocess.Popen(["sleep", "1000"]) as sleeper:
+        ticks = process.start_ticks(sleeper.pid)
+        assert ticks is not None
+        yield Session(what="the session", pid=sleeper.pid, start_ticks=ticks, signal=15)
+        sleeper.kill()
+
+
+def ended(session: Session) -> bool:
+    return not process.alive(session.pid, session.start_ticks)
+
+
+def test_release_by_hand_thaws_and_ends_and_a_second_time_is_harmless(
+    disks: list[LoopFs], tmp_path: Path, session: Session
+) -> None:
+    mountpoints = [disk.mountpoint for disk in disks]
+    for mountpoint in mountpoints:
+        programs.run(["fsfreeze", "-f", mountpoint], timeout_s=10)
+    with subprocess.Popen(["sleep", "1000"]) as sleeper:
+        ticks = process.start_ticks(sleeper.pid)
+        assert ticks is not None
+        holder = Session(what="the backup", pid=sleeper.pid, start_ticks=ticks, signal=15)
+        missing = str(tmp_path / "nowhere")
+        first = release_by_hand([*mountpoints, missing], [session], holder)
+        assert sleeper.wait(5) == -signal.SIGKILL
+    assert all(disk.writable_within(0.5) for disk in disks)
+    assert until(lambda: ended(session))
+    assert f"{mountpoints[0]}: thawed" in first
+    assert any(line.startswith(f"{missing}: not thawed") for line in first)
+    second = release_by_hand(mountpoints, [session], holder)
+    assert f"{mountpoints[0]}: was not frozen" in second
+    assert f"the backup (process {sleeper.pid}): gone already" in second
+
+
+def test_release_by_hand_outlasts_a_freeze_that_is_still_going_on(disk: LoopFs) -> None:
+    with (
+        freeze_held_up(disk) as let_go,
+        subprocess.Popen(["fsfreeze", "-f", disk.mountpoint]) as freezer,
+    ):
+        ticks = process.start_ticks(freezer.pid)
+        assert ticks is not None
+        assert until(lambda: freezing_threads(freezer.pid))
+        holder = Session(what="it", pid=freezer.pid, start_ticks=ticks, signal=9)
+        lines: list[str] = []
+        hand = threading.Thread(
+            target=lambda: lines.extend(release_by_hand([disk.mountpoint], [], holder))
+        )
+        hand.start()
+        assert until(lambda: kill_pending(freezer.pid))
+        let_go()
+        hand.join()
+    assert lines == [f"it (process {freezer.pid}): killed", f"{disk.mountpoint}: thawed"]
+    assert disk.writable_within(1)

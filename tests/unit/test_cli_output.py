@@ -1,0 +1,87 @@
+"""What the commands print, and that docs/errors.md is what the code has."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+
+import pytest
+
+from splitmirror import errors
+from splitmirror.cli.output import Line, plain, print_error, printable
+from splitmirror.errors import NoRoom, SplitmirrorError
+from splitmirror.model import Attributes, Kind
+
+ROOT = Path(__file__).parents[2]
+
+
+def kinds() -> list[type[SplitmirrorError]]:
+    found = (cls for _, cls in inspect.getmembers(errors, inspect.isclass))
+    return [
+        cls for cls in found if issubclass(cls, SplitmirrorError) and cls is not SplitmirrorError
+    ]
+
+
+def test_no_two_errors_share_an_exit_code() -> None:
+    codes = [kind.exit_code for kind in kinds()]
+    assert len(codes) == len(set(codes))
+    assert not {0, 1, 2, 130} & set(codes)
+
+
+def test_every_error_is_in_the_document_with_its_code() -> None:
+    text = (ROOT / "docs" / "errors.md").read_text()
+    missing = [k for k in kinds() if f"| {k.exit_code} | {k.__name__} |" not in text]
+    assert missing == []
+
+
+def test_an_error_says_what_and_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    error = NoRoom("the tape is full", hint="Take another.")
+    error.add_note("the mirror is rejoined")
+    print_error(error, as_json=True)
+    said = capsys.readouterr()
+    assert said.err.splitlines() == [
+        "splitmirror: the tape is full",
+        "  what to do: Take another.",
+        "  also: the mirror is rejoined",
+    ]
+    assert json.loads(said.out)["error"]["exit_code"] == NoRoom.exit_code
+
+
+def test_the_error_that_came_first_is_told_too(capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        try:
+            raise NoRoom("first")
+        finally:
+            raise errors.Busy("second")
+    except errors.Busy as error:
+        print_error(error, as_json=False)
+    assert "before that: first" in capsys.readouterr().err
+
+
+def test_names_of_any_bytes_become_text_and_come_back() -> None:
+    name = b"caf\xe9\n"
+    attributes = Attributes(
+        kind=Kind.SYMLINK, mode=0o777, uid=0, gid=0, size=0, mtime_ns=0, link=name
+    )
+    document = json.loads(json.dumps(plain(attributes)))
+    assert document["link"].encode(errors="surrogateescape") == name
+
+
+def test_a_name_cannot_write_to_the_terminal() -> None:
+    assert printable(b"a\x1b[2Jb\xff\n") == "a\\x1b[2Jb\\xff\\n"
+
+
+def test_the_progress_line_ends_once_and_says_rate_and_share(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    line = Line("backup")
+    line(0, 100 << 20)
+    line(50 << 20, 100 << 20)
+    line(100 << 20, 100 << 20)
+    line(100 << 20, 100 << 20)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "50.0 MiB of 100.0 MiB (50 %)" in said
+    assert "left" in said
+    assert "/s" in said
