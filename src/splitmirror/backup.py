@@ -30,7 +30,17 @@ from splitmirror.guard import Guard
 from splitmirror.hold import Hold
 from splitmirror.media import Medium
 from splitmirror.mirrors import Feature, Mirror
-from splitmirror.model import BackupSet, Check, Cleanup, Filesystem, Leg, MapCounts, Mode, Tree
+from splitmirror.model import (
+    BackupSet,
+    Check,
+    Cleanup,
+    Filesystem,
+    Leg,
+    MapCounts,
+    Mode,
+    Phase,
+    Tree,
+)
 from splitmirror.preflight import attached, require_root, stop_at_first, would_freeze
 from splitmirror.progress import Watch, unwatched
 from splitmirror.run import Run
@@ -284,6 +294,7 @@ def trust(
         medium=config.medium["driver"],
         started=run.began,
         write_pause_s=hold.pause_s,
+        pause_parts=pause_parts(config.backup.mode, hold, run.phases),
         quiesce_window_s=hold.ended_s - hold.began_s,
         trees=tuple((tree.name, tree.path) for tree in found.trees),
         facts=tools.database.facts(),
@@ -291,6 +302,18 @@ def trust(
     trusted = writing.Trusted(backup_set=backup_set, trees=found.trees, copied=copied)
     run.journal.record("trusted", digest=trusted.save(run.directory / "trusted"))
     return trusted
+
+
+def pause_parts(mode: Mode, hold: Hold, phases: list[Phase]) -> dict[str, float]:
+    """What the write pause consists of, in seconds: in hot mode the split, in freeze mode every
+    phase under the freeze."""
+    parts = hold.pause_parts
+    held_s = parts.pop("held")
+    under = {"discover", "prepare", "split", "check"}
+    held = {"split": held_s}
+    if mode is Mode.FREEZE:
+        held = {phase.name: phase.seconds for phase in phases if phase.name in under}
+    return {"freeze": parts["freeze"], **held, "thaw": parts["thaw"]}
 
 
 def plan_writing(config: Config, run: Run, layout: Layout, checked: Checked) -> Plan:

@@ -124,13 +124,19 @@ class Hold:
         )
         return redo
 
+    @property
+    def pause_parts(self) -> dict[str, float]:
+        """Seconds until all was frozen, between, and until all was thawed. After `release`."""
+        parts = self._freeze.parts
+        return {"freeze": parts.freeze_s, "held": parts.held_s, "thaw": parts.thaw_s}
+
     def _begin_freeze(self) -> None:
         """Flush while writers go on, then freeze. Until the thaw nothing is written to the journal
         and no garbage is collected, which takes long with millions of files in memory."""
         assert self._held is not None, "the database is quiesced first"
-        if self._held.blocked_writers_since_s is None:
-            self._freeze.flush()
         self._journal.record("freeze intended", mountpoints=list(self._freeze.mountpoints))
+        if self._held.blocked_writers_since_s is None:
+            self._freeze.flush()  # right before the freeze: all that is dirtied since adds to it
         self._frozen.enter_context(self._journal.silent())
         gc.disable()
         self._frozen.callback(gc.enable)

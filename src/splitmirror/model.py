@@ -333,6 +333,7 @@ class BackupSet:
     files: int = 0
     stored_bytes: int = 0  # stored data, without holes, headers and padding
     write_pause_s: float = 0.0
+    pause_parts: Mapping[str, float] = field(default_factory=dict)  # seconds, by step
     quiesce_window_s: float = 0.0
     phases: tuple[Phase, ...] = ()
     maps: MapCounts = MapCounts()

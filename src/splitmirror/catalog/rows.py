@@ -75,6 +75,7 @@ def set_columns(record: BackupSet) -> dict[str, object]:
         "files": record.files,
         "stored_bytes": record.stored_bytes,
         "write_pause_s": record.write_pause_s,
+        "pause_parts": json.dumps(dict(record.pause_parts)),
         "quiesce_window_s": record.quiesce_window_s,
         "maps_early": record.maps.early,
         "maps_renewed": record.maps.renewed,
@@ -112,6 +113,7 @@ def as_set(row: Row, phases: Iterable[Phase]) -> BackupSet:
         files=row["files"],
         stored_bytes=row["stored_bytes"],
         write_pause_s=row["write_pause_s"],
+        pause_parts=json.loads(row["pause_parts"]),
         quiesce_window_s=row["quiesce_window_s"],
         phases=tuple(phases),
         maps=MapCounts(

@@ -53,6 +53,7 @@ SETS: Final = Table(
     Column("files", BigInteger, nullable=False),
     Column("stored_bytes", BigInteger, nullable=False),
     Column("write_pause_s", Float, nullable=False),
+    Column("pause_parts", Text, nullable=False),  # JSON
     Column("quiesce_window_s", Float, nullable=False),
     Column("maps_early", BigInteger, nullable=False),
     Column("maps_renewed", BigInteger, nullable=False),

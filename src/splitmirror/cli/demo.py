@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from splitmirror.cli.output import print_json, terminal_watch
+from splitmirror.cli.show import pause_parts
 from splitmirror.demo import Options, Shown, run_demo
 from splitmirror.demo.timeline import timeline
 from splitmirror.errors import ConfigError
@@ -67,6 +68,7 @@ def document(shown: Shown) -> dict[str, Any]:
         "files": made.files,
         "bytes": made.stored_bytes,
         "phases": [{"name": p.name, "seconds": round(p.seconds, 6)} for p in made.phases],
+        "pause_parts_ms": {k: round(v * 1000, 3) for k, v in made.pause_parts.items()},
         "write_pause_ms": round(made.write_pause_s * 1000, 3),
         "pause_floor_ms": round(shown.pause_floor_s * 1000, 3),
         "quiesce_window_ms": round(made.quiesce_window_s * 1000, 3),
@@ -96,8 +98,8 @@ def _print_shown(shown: Shown) -> None:
     print(f"what happened ({made.database}, {made.mode} mode, check {made.check}):\n")
     print("\n".join(timeline(made.phases)))
     print(
-        f"\n  ▶ write pause {show_seconds(made.write_pause_s)}   "
-        f"(a bare freeze, split and thaw here: {show_seconds(shown.pause_floor_s)})"
+        f"\n  ▶ write pause {show_seconds(made.write_pause_s)}{pause_parts(made)}\n"
+        f"    a bare freeze, split and thaw here: {show_seconds(shown.pause_floor_s)}"
     )
     print(f"    quiesce window {show_seconds(made.quiesce_window_s)}")
     maps = made.maps

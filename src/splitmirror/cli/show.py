@@ -45,8 +45,14 @@ def print_set(shown: BackupSet) -> None:
         print(f"  {phase.name:<12} {show_seconds(phase.seconds):>10}")
     maps = shown.maps
     print(f"  maps: {maps.early} early, {maps.renewed} renewed, {maps.new} new, {maps.gone} gone")
-    print(f"  write pause {show_seconds(shown.write_pause_s)}")
+    print(f"  write pause {show_seconds(shown.write_pause_s)}{pause_parts(shown)}")
     print(f"  quiesce window {show_seconds(shown.quiesce_window_s)}")
+
+
+def pause_parts(shown: BackupSet) -> str:
+    """What the write pause consists of, in brackets."""
+    parts = (f"{name} {show_seconds(s)}" for name, s in shown.pause_parts.items())
+    return f" ({', '.join(parts)})" if shown.pause_parts else ""
 
 
 def print_sets(sets: Sequence[BackupSet]) -> None:
