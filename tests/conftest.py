@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 
 import pytest
 
@@ -20,6 +21,11 @@ def missing() -> list[str]:
     if not os.path.exists("/dev/fuse"):
         lacks.append("/dev/fuse")
     return lacks
+
+
+def pytest_configure() -> None:
+    """Ctrl-C is part of what is tested; a job in the background is started with it ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

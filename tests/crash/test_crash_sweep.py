@@ -6,13 +6,13 @@ end and an untrusted one thrown away, and the next backup is good.
 
 from __future__ import annotations
 
+import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,16 +21,17 @@ from splitmirror import config, journal
 from splitmirror.backup import backup
 from splitmirror.config import Config
 from splitmirror.demo.lab import Disk, Lab, configuration, lab_at
-from splitmirror.demo.subjects import SQLite
+from splitmirror.demo.subjects import CONNECT, PostgreSQL, SQLite
 from splitmirror.model import Mode
 from splitmirror.recover import recover
 from splitmirror.run import ended, unfinished
+from splitmirror.system import loop
 from splitmirror.verify import verify
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(900)]
 
 DISKS = (
-    Disk(name="data", fstype="ext4", size=64 << 20),
+    Disk(name="data", fstype="ext4", size=160 << 20),
     Disk(name="wal", fstype="xfs", size=320 << 20),
 )
 MOST_RECORDS = 80
@@ -38,28 +39,42 @@ MOST_RECORDS = 80
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    with (
-        tempfile.TemporaryDirectory(dir="/var/tmp", prefix="sm-crash-") as directory,
-        lab_at(Path(directory) / "lab", DISKS) as made,
-    ):
-        yield made
+    with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="sm-crash-") as directory:
+        Path(directory).chmod(0o711)  # the server's user goes through it
+        with lab_at(Path(directory) / "lab", DISKS) as made:
+            yield made
 
 
-def source(lab: Lab, mode: Mode, check: str) -> tuple[Config, SQLite]:
-    subject = SQLite(lab, mode)
-    if not subject.paths[0].exists():
-        subject.create()
+@contextmanager
+def running(lab: Lab, kind: str, mode: Mode) -> Iterator[PostgreSQL | SQLite]:
+    """A small database in the lab, running; gone when the block is left."""
+    subject = PostgreSQL(lab) if kind == "postgresql" else SQLite(lab, mode)
+    subject.create()
+    with subject.running():
         subject.fill(4 << 20)
-    table = {"mode": str(mode), "check": check, "part_size": "1536KiB", "block_size": "64KiB"}
+        yield subject
+    for disk in lab.disks:
+        for path in lab.mountpoint(disk.name).iterdir():
+            if path.name in ("pg", "pg_wal", "db"):
+                shutil.rmtree(path)
+
+
+def configured(lab: Lab, subject: PostgreSQL | SQLite, mode: Mode, check: str) -> Config:
+    part_size = "16MiB" if isinstance(subject, PostgreSQL) else "1536KiB"
+    table = {"mode": str(mode), "check": check, "part_size": part_size, "block_size": "64KiB"}
     lab.config_path.write_text(configuration(lab, subject.table(), table))
-    return config.load(lab.config_path), subject
+    return config.load(lab.config_path)
 
 
-def writes(subject: SQLite) -> None:
-    """A writer commits to every database: none is locked, no filesystem frozen."""
-    for path in subject.paths:
-        with closing(sqlite3.connect(path, timeout=0)) as connection, connection:
+def writes(subject: PostgreSQL | SQLite) -> None:
+    """A writer commits to every database: none is locked or in backup mode, nothing is frozen."""
+    for kind, dsn, _ in subject.writers():
+        with closing(CONNECT[kind](dsn)) as connection:
             connection.execute("INSERT INTO first VALUES ('probe', 1, '')")
+            connection.commit()
+            if kind == "postgresql":
+                slots = connection.execute("SELECT count(*) FROM pg_replication_slots")
+                assert slots.fetchone() == (0,), "the backup's slot is left"
 
 
 def killed_at(number: int, when: str, path: Path) -> bool:
@@ -77,22 +92,29 @@ def nothing_of_the_run_is_left(lab: Lab, loaded: Config) -> None:
     assert unfinished(loaded.state, loaded.source) == []
     with closing(loaded.open_mirror()) as mirror:
         assert mirror.state().split_id is None
-    held = subprocess.run(
-        ["losetup", "--list", "--noheadings", "--output", "BACK-FILE"],
-        capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
-    assert ".mirror" not in held, "a loop device on the leg is left"
+    for disk in lab.disks:
+        assert loop.find(lab.image(disk.name, "mirror")) == [], "a loop device on the leg is left"
 
 
-@pytest.mark.parametrize(("mode", "check"), [(Mode.HOT, "quiesced"), (Mode.FREEZE, "released")])
-def test_a_backup_killed_at_any_record_is_put_right(lab: Lab, mode: Mode, check: str) -> None:
-    loaded, subject = source(lab, mode, check)
-    finished, thrown_away = sweep(lab, loaded, subject)
+@pytest.mark.parametrize(
+    ("kind", "mode", "check"),
+    [
+        ("sqlite", Mode.HOT, "quiesced"),
+        ("sqlite", Mode.FREEZE, "released"),
+        ("postgresql", Mode.HOT, "released"),
+        ("postgresql", Mode.FREEZE, "quiesced"),
+    ],
+)
+def test_a_backup_killed_at_any_record_is_put_right(
+    lab: Lab, kind: str, mode: Mode, check: str
+) -> None:
+    with running(lab, kind, mode) as subject:
+        finished, thrown_away = sweep(lab, configured(lab, subject, mode, check), subject)
     assert thrown_away > 10
     assert finished > 6
 
 
-def sweep(lab: Lab, loaded: Config, subject: SQLite) -> tuple[int, int]:
+def sweep(lab: Lab, loaded: Config, subject: PostgreSQL | SQLite) -> tuple[int, int]:
     """Kill at every record, both ways; how many runs were carried on, how many thrown away."""
     finished = thrown_away = 0
     for number in range(1, MOST_RECORDS):
@@ -100,12 +122,12 @@ def sweep(lab: Lab, loaded: Config, subject: SQLite) -> tuple[int, int]:
             if not killed_at(number, when, lab.config_path):
                 assert number > 20, "the sweep ended before it reached the backup phase"
                 return finished, thrown_away
-            writes(subject)
             for run in recover(loaded):
                 finished += run.finished is not None
                 thrown_away += run.finished is None
                 if run.finished is not None:
-                    verify(loaded.open_medium(), run.set_id)
+                    verify(loaded.open_medium(), run.set_id).require_sound()
+            writes(subject)
             nothing_of_the_run_is_left(lab, loaded)
         lab.tape.unlink(missing_ok=True)
         lab.tape.with_name(lab.tape.name + ".idx").unlink(missing_ok=True)
