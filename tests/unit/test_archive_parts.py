@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 
 import pytest
 from blake3 import blake3
+from tests.unit.part_checking import verify_part
 
 from splitmirror.archive import naming
-from splitmirror.archive.checking import verify_part
 from splitmirror.archive.manifest import MemberRecord, PartRecord, member_line
 from splitmirror.archive.part import PartWriter
 from splitmirror.archive.reading import read_manifest, read_members

@@ -77,7 +77,7 @@ class PostgreSQL:
         wal = self._lab.mountpoint("wal") / "pg_wal"
         for path in (self._lab.mountpoint("data"), self._lab.mountpoint("wal")):
             shutil.chown(path, "postgres", "postgres")
-        self.socket_dir.mkdir()
+        self.socket_dir.mkdir(exist_ok=True)
         shutil.chown(self.socket_dir, "postgres", "postgres")
         log = self._lab.base / "postgresql.log"
         log.touch()
