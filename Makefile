@@ -1,7 +1,8 @@
 # make demo    set up, then a whole backup and restore on the embedded mirror   (ARGS="--json ...")
 # make test    set up, then every test; the slow tiers say what they ran        (ARGS="-k name")
+# make bench   a backup against GNU tar on the mounted leg, as paired ratios  (ARGS="--pairs 5")
 # make check   style, types and the rooms' import rules
-.PHONY: setup demo test test-fast check clean
+.PHONY: setup demo test test-fast bench check clean
 
 setup:
 	@scripts/setup
@@ -14,6 +15,9 @@ test: setup check
 
 test-fast: setup
 	.venv/bin/pytest tests/unit tests/contract tests/property -m "not real and not crash" $(ARGS)
+
+bench: setup
+	@.venv/bin/python bench/backup_vs_tar.py $(ARGS)
 
 check: setup
 	.venv/bin/ruff check

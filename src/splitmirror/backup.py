@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
 from splitmirror import writing
 from splitmirror.catalog import Catalog
 from splitmirror.config import Config
 from splitmirror.databases import Database, Layout, RedoFile
-from splitmirror.errors import NoRoom, NotOnMirror, SplitmirrorError, UnsupportedStack
+from splitmirror.errors import NoRoom, NoSuchVolume, NotOnMirror, SplitmirrorError, UnsupportedStack
 from splitmirror.extents.check import Checked, check, check_maps
 from splitmirror.extents.known import Known
 from splitmirror.extents.scan import rescan, scan
@@ -144,7 +144,7 @@ def finish(
             progress=watch("backup"),
         )
     with run.phase("cleanup"):
-        tools.catalog.record(written.backup_set, written.parts, written.members())
+        record_set(tools.catalog, written)
         if config.backup.cleanup is Cleanup.REJOIN:
             tools.mirror.rejoin(run.set_id)
             run.journal.record("rejoined")
@@ -152,6 +152,18 @@ def finish(
     tools.catalog.amend(ended)
     run.clear()
     return ended
+
+
+def record_set(catalog: Catalog, written: writing.Written) -> None:
+    """Enter a set that is whole on the medium into the catalogue."""
+    try:
+        catalog.record(written.backup_set, written.parts, written.members())
+    except SplitmirrorError as error:
+        error.add_note(
+            f"The set {written.backup_set.set_id} is whole on its volume: "
+            "`splitmirror catalog rebuild` enters it once the catalogue can be written."
+        )
+        raise
 
 
 # --- the steps, in the order of the recipe
@@ -178,7 +190,8 @@ def look_first(config: Config, tools: Tools) -> None:
     trees = plan_trees(layout.roots, tools.mirror.volumes(), layout.keep)
     stop_at_first(would_freeze(config, filesystems_of(trees)))
     stop_at_first(tools.mirror.preflight(filesystems_of(trees)))
-    writing.look_at_volume(tools.medium, config.volume)
+    with suppress(NoSuchVolume):  # it is made when everything else is well
+        writing.look_at_volume(tools.medium, config.volume)
 
 
 def map_early(tools: Tools) -> Early:
@@ -188,6 +201,7 @@ def map_early(tools: Tools) -> Early:
     with PrimaryView(trees) as view:
         table = scan(view, trees, layout.keep)
     stop_at_first(tools.mirror.preflight(filesystems_of(trees)))
+    tools.medium.load(writable=True)
     return Early(layout=layout, trees=trees, table=table, known=Known(table))
 
 
@@ -319,7 +333,8 @@ def pause_parts(mode: Mode, hold: Hold, phases: list[Phase]) -> dict[str, float]
 def plan_writing(config: Config, run: Run, layout: Layout, checked: Checked) -> Plan:
     """Which file goes where, durable before the first block is written."""
     plan = plan_parts(checked.table, checked.table.ordered(layout.order), config.part_size)
-    run.journal.record("plan", digest=plan.save(run.directory / "plan"))
+    digest = plan.save(run.directory / "plan")
+    run.journal.record("plan", digest=digest, maps=asdict(checked.counts))
     return plan
 
 

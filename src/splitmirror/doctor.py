@@ -10,7 +10,7 @@ from splitmirror import preflight, writing
 from splitmirror.backup import filesystems_of
 from splitmirror.catalog import Catalog
 from splitmirror.config import Config
-from splitmirror.errors import NeedsRecovery, NoRoom, SplitmirrorError
+from splitmirror.errors import NeedsRecovery, NoRoom, NoSuchVolume, SplitmirrorError
 from splitmirror.extents.trees import plan_trees
 from splitmirror.model import Finding
 from splitmirror.run import unfinished
@@ -98,7 +98,11 @@ def _source(config: Config) -> Iterable[Finding]:
 def _medium(config: Config) -> Iterable[Finding]:
     medium = config.open_medium()
     try:
-        writing.look_at_volume(medium, config.volume)
+        try:
+            writing.look_at_volume(medium, config.volume)
+        except NoSuchVolume:
+            yield Finding(what=f"volume {config.volume}: will be made by the first backup")
+            return
         left = medium.capacity.left
         room = "room not known" if left is None else f"{show_size(left)} left"
         yield Finding(what=f"volume {config.volume}: {room}")

@@ -210,6 +210,12 @@ class WrongMedium(MediumError):
     exit_code = 52
 
 
+class NoSuchVolume(MediumError):
+    """The volume is not there; one that is written to may be made."""
+
+    exit_code = 54
+
+
 class MediumDamaged(MediumError):
     """What was read back is not what the format allows."""
 

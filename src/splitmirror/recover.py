@@ -73,11 +73,13 @@ def _go_on(
 ) -> BackupSet:
     """Resume a backup whose split is trusted."""
     trusted = writing.Trusted.load(run.directory / "trusted", digest)
-    planned = _fact(records, "plan", "digest")
+    planned = next((record for record in reversed(records) if record.kind == "plan"), None)
     if planned is not None:
-        plan, counts = Plan.load(run.directory / "plan", planned), trusted.backup_set.maps
+        plan = Plan.load(run.directory / "plan", planned.facts["digest"])
+        counts = MapCounts(**planned.facts["maps"])
     else:
-        plan, counts = _plan_anew(config, run, tools, trusted)
+        with run.phase("check", config.backup.leg_deadline_s):
+            plan, counts = _plan_anew(config, run, tools, trusted)
     return finish(config, run, tools, trusted, counts, plan, watch)
 
 

@@ -38,6 +38,22 @@ class Run:
         self._began_s = time.monotonic()
         self._lock_fd = lock_fd
         self._recovering = recovering
+        if recovering:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Take up the clock and the phases of the run that was cut off."""
+        records = journal.read(self.directory)
+        if records:
+            self.began = records[0].at
+            self._began_s -= (datetime.now(UTC) - self.began).total_seconds()
+        begins = {r.facts["name"]: r for r in records if r.kind == "phase begins"}
+        for record in records:
+            if record.kind == "phase done":
+                name = record.facts["name"]
+                began_s = (begins[name].at - self.began).total_seconds()
+                seconds = record.facts["seconds"]
+                self.phases.append(Phase(name=name, began_s=began_s, seconds=seconds))
 
     @classmethod
     def begin(cls, state: Path, source: str) -> Run:
@@ -94,6 +110,7 @@ class Run:
                 yield
         finally:
             seconds = self.elapsed_s() - began_s
+            self.phases = [phase for phase in self.phases if phase.name != name]  # before a crash
             self.phases.append(Phase(name=name, began_s=began_s, seconds=seconds))
         self.journal.record("phase done", name=name, seconds=round(seconds, 6))
 

@@ -268,11 +268,11 @@ def data_position(file: TapeFile) -> MediaPosition:
 
 
 def look_at_volume(medium: Medium, label: str) -> None:
-    """Load the volume and see that it is ours and the right one, or blank. Changes nothing.
+    """Load the volume to read and see that it is ours and the right one, or blank.
 
-    Raises WrongMedium, MediumError, Busy.
+    Changes nothing. Raises NoSuchVolume, WrongMedium, MediumError, Busy.
     """
-    medium.load(writable=True)
+    medium.load(writable=False)
     if medium.read(memoryview(bytearray(1 << 20))) is END_OF_DATA:
         return  # blank: the first backup labels it
     found = VolumeReader(medium).serial

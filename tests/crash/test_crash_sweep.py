@@ -35,6 +35,8 @@ DISKS = (
     Disk(name="wal", fstype="xfs", size=320 << 20),
 )
 MOST_RECORDS = 80
+PHASES = ("synchronize", "map", "quiesce", "discover", "prepare", "split", "check", "release",
+          "backup", "cleanup")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +129,8 @@ def sweep(lab: Lab, loaded: Config, subject: PostgreSQL | SQLite) -> tuple[int, 
                 thrown_away += run.finished is None
                 if run.finished is not None:
                     verify(loaded.open_medium(), run.set_id).require_sound()
+                    assert run.finished.write_pause_s > 0
+                    assert sorted(p.name for p in run.finished.phases) == sorted(PHASES)
             writes(subject)
             nothing_of_the_run_is_left(lab, loaded)
         lab.tape.unlink(missing_ok=True)

@@ -94,3 +94,20 @@ def test_old_runs_are_forgotten_but_never_one_that_was_cut_off(tmp_path: Path) -
     left = sorted((tmp_path / "runs").iterdir())
     assert left[0] == cut_off
     assert len(left) == KEPT_RUNS + 1
+
+
+def test_a_run_that_is_taken_up_again_keeps_its_clock_and_its_phases(tmp_path: Path) -> None:
+    run = Run.begin(tmp_path, "prod")
+    with run.phase("map"):
+        pass
+    run.journal.record("phase begins", name="backup")  # cut off in it
+    run.journal.close()
+    os.close(run._lock_fd)
+    with Run.again(tmp_path, "prod", run.directory) as again:
+        assert [phase.name for phase in again.phases] == ["map"]
+        assert again.phases[0].seconds == pytest.approx(run.phases[0].seconds, abs=1e-5)
+        assert again.phases[0].began_s == pytest.approx(run.phases[0].began_s, abs=0.05)
+        assert abs((again.began - run.began).total_seconds()) < 0.05
+        with again.phase("backup"):
+            pass
+        assert again.phases[-1].began_s > again.phases[0].began_s

@@ -33,6 +33,7 @@ from splitmirror.errors import (
     EndOfMedium,
     MediumDamaged,
     MediumError,
+    NoSuchVolume,
     WrongMedium,
 )
 from splitmirror.media import END_OF_DATA, FILEMARK, Block, Capacity, Limits, Mark, simh
@@ -125,7 +126,7 @@ class VirtualTape:
             if created:
                 _sync_directory(self._path.parent)
         except FileNotFoundError:
-            raise MediumError(
+            raise NoSuchVolume(
                 f"there is no virtual tape {self._path}",
                 hint="Check the path; its directory must exist, the file is made when it is "
                 "first written.",
