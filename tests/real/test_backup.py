@@ -22,6 +22,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from tests.real.relocating import relocate
 
 from splitmirror import config
 from splitmirror.backup import backup
@@ -167,7 +168,7 @@ def fragmented(path: Path) -> None:
     other.unlink()
 
 
-def disturb(directory: Path, defragment: list[str]) -> None:
+def disturb(directory: Path, fstype: str) -> None:
     """One of each: what the early map cannot know."""
     with (directory / "changed").open("r+b") as file:
         file.seek(100_000)
@@ -187,7 +188,7 @@ def disturb(directory: Path, defragment: list[str]) -> None:
     with (directory / "mapped").open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
         memory[600_000:600_100] = b"m" * 100
     before = extents_of(directory / "moved")
-    subprocess.run([*defragment, directory / "moved"], check=True, capture_output=True)
+    relocate(directory / "moved", fstype)
     assert extents_of(directory / "moved") != before, "the defragmenter moved nothing"
 
 
@@ -204,8 +205,8 @@ def test_files_are_backed_up_as_they_were_at_the_split_whatever_happened_since_t
     lab: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, check: str
 ) -> None:
     places = {
-        lab.mountpoint("data") / f"ext4-{check}": ["e4defrag"],
-        lab.mountpoint("wal") / f"xfs-{check}": ["xfs_fsr"],
+        lab.mountpoint("data") / f"ext4-{check}": "ext4",
+        lab.mountpoint("wal") / f"xfs-{check}": "xfs",
     }
     for place in places:
         populate(place)
@@ -218,8 +219,8 @@ def test_files_are_backed_up_as_they_were_at_the_split_whatever_happened_since_t
     )
 
     def change() -> None:
-        for place, tool in places.items():
-            disturb(place, tool)
+        for place, fstype in places.items():
+            disturb(place, fstype)
 
     made = backed_up(monkeypatch, loaded, change)
     with rejoined_after(loaded, made):
@@ -258,7 +259,7 @@ def test_a_cluster_in_which_tables_come_and_go_is_backed_up_as_its_leg_has_it(
     populate(beside)
 
     def tables_come_and_go() -> None:
-        disturb(beside, ["e4defrag"])
+        disturb(beside, "ext4")
         with psycopg.connect(cluster.dsn, autocommit=True) as connection:
             connection.execute("CREATE TABLE doomed AS SELECT generate_series(1, 20000)")
             connection.execute("CHECKPOINT")

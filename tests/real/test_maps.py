@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tests.real.relocating import relocate
 
 from splitmirror.databases import Keep, Root, keep_all
 from splitmirror.errors import LegError, NotOnMirror, UnsupportedStack
@@ -256,7 +257,7 @@ class Story:
 
     def _relocate(self, path: Path) -> None:
         before = path.stat().st_ctime_ns
-        run(*({"ext4": ("e4defrag",), "xfs": ("xfs_fsr", "-v")}[self.fstype]), path)
+        relocate(path, self.fstype)
         if self.fstype == "ext4":
             assert path.stat().st_ctime_ns == before, "it leaves no trace in the times"
 
@@ -354,7 +355,7 @@ def test_a_relocated_file_passes_discovery_and_is_caught_by_the_check(tmp_path: 
         trees = disk.trees(story.root)
         early = scan(PrimaryView(trees), trees, keep_all)
         early.looked_ns += 1_000_000_000  # as if everything had been still for long
-        run("e4defrag", story.root / "relocated")
+        relocate(story.root / "relocated", "ext4")
 
         with frozen(disk.mountpoint), PrimaryView(trees, live=False) as view:
             found = rescan(view, trees, keep_all, Known(early))

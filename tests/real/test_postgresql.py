@@ -310,6 +310,7 @@ def test_settings_that_rule_hot_mode_out_leave_freeze_mode(settings: dict[str, s
             pass
 
 
+@pytest.mark.skipif(programs.find("pgbouncer") is None, reason="pgbouncer is not installed")
 def test_a_pooler_is_refused_by_its_name(live: Cluster, tmp_path: Path) -> None:
     home = live.directory("pooler")
     config = home / "pgbouncer.ini"

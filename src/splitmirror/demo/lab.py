@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from splitmirror import config
 from splitmirror.config import Config
-from splitmirror.errors import NoRoom, ProgramFailed
+from splitmirror.errors import Busy, NoRoom, ProgramFailed, SplitmirrorError
 from splitmirror.mirrors import Attachable
 from splitmirror.system import filesystems, loop, programs
 from splitmirror.units import show_size
@@ -36,8 +36,8 @@ WAL_DISK_SIZE = 1 << 30
 SLACK = 256 << 20  # journal, inodes and what the database writes meanwhile
 MKFS_TIMEOUT_S = 120.0
 MOUNT_TIMEOUT_S = 60.0
-UNMOUNT_PATIENCE_S = 10.0
-UNMOUNT_POLL_S = 0.1
+PATIENCE_S = 20.0
+POLL_S = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,27 +142,32 @@ def _attach(lab_config: Config, undo: ExitStack) -> dict[str, str]:
     mirror = lab_config.open_mirror()
     undo.callback(mirror.close)
     assert isinstance(mirror, Attachable)
-    undo.callback(mirror.detach)
+    undo.callback(_patiently, mirror.detach, Busy)
     return {volume.name: volume.device for volume in mirror.attach()}
 
 
 def _mount(device: str, mountpoint: Path, undo: ExitStack) -> None:
     mountpoint.mkdir(parents=True)
     programs.run(["mount", device, str(mountpoint)], timeout_s=MOUNT_TIMEOUT_S)
-    undo.callback(_unmount, mountpoint)
+    undo.callback(_patiently, lambda: _unmount(mountpoint), ProgramFailed)
 
 
 def _unmount(mountpoint: Path) -> None:
-    """Unmount; what an interrupted program had open there may take a moment to close."""
-    until_s = time.monotonic() + UNMOUNT_PATIENCE_S
+    programs.run(["umount", str(mountpoint)], timeout_s=MOUNT_TIMEOUT_S)
+
+
+def _patiently(act: Callable[[], object], refusal: type[SplitmirrorError]) -> None:
+    """Try again for a while: what an interrupted program had open takes a moment to close, and a
+    walled-off process elsewhere may have a copy of the mount until it ends."""
+    until_s = time.monotonic() + PATIENCE_S
     while True:
         try:
-            programs.run(["umount", str(mountpoint)], timeout_s=MOUNT_TIMEOUT_S)
+            act()
             return
-        except ProgramFailed:
+        except refusal:
             if time.monotonic() > until_s:
                 raise
-            time.sleep(UNMOUNT_POLL_S)
+            time.sleep(POLL_S)
 
 
 def _check_room(lab: Lab) -> None:

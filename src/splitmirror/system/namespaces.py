@@ -22,7 +22,7 @@ MS_NOEXEC = 0x8
 MS_REMOUNT = 0x20
 MS_BIND = 0x1000
 MS_REC = 0x4000
-MS_PRIVATE = 0x40000
+MS_SLAVE = 0x80000
 
 _SIOCSIFFLAGS = 0x8914  # linux/sockios.h
 _IFF_UP = 0x1
@@ -46,9 +46,10 @@ def mount(source: str, target: str, fstype: str, flags: int, data: str = "") -> 
         raise OSError(number, os.strerror(number), target)
 
 
-def make_mounts_private() -> None:
-    """Let no mount made here be seen outside, and none made outside be seen here."""
-    mount("none", "/", "none", MS_REC | MS_PRIVATE)
+def make_mounts_slaves() -> None:
+    """Let no mount made here be seen outside. What is unmounted outside goes here too, for else a
+    copy here would keep its disk busy (mount_namespaces(7), MS_SLAVE)."""
+    mount("none", "/", "none", MS_REC | MS_SLAVE)
 
 
 def bind(fd: int, target: str) -> None:

@@ -135,7 +135,7 @@ def enter(wall: Wall, *, parent: int) -> None:
     """
     os.umask(0o022)  # the new uid enters the directories that are made in the covers
     namespaces.unshare(namespaces.CLONE_NEWNS | namespaces.CLONE_NEWIPC | namespaces.CLONE_NEWNET)
-    namespaces.make_mounts_private()
+    namespaces.make_mounts_slaves()
     namespaces.loopback_up()
     _cover(wall)
     _drop_privileges(wall)
