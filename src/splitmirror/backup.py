@@ -1,9 +1,8 @@
 """The recipe: how a running database is backed up from a split mirror.
 
 `backup` reads from top to bottom as the mission does: synchronize, map, quiesce, discover, prepare,
-split, check, release, back up, clean up. The steps themselves are below it, in that order. What
-comes after the split is trusted (`finish`) is shared with `recover`, which goes on with a backup
-that was cut off.
+split, check, release, back up, clean up. The steps themselves are below it, in that order. The last
+two are shared with `recover`, which goes on with a backup that was cut off.
 """
 
 from __future__ import annotations
@@ -18,7 +17,14 @@ from splitmirror import writing
 from splitmirror.catalog import Catalog
 from splitmirror.config import Config
 from splitmirror.databases import Database, Layout, RedoFile
-from splitmirror.errors import NoRoom, NoSuchVolume, NotOnMirror, SplitmirrorError, UnsupportedStack
+from splitmirror.errors import (
+    LegError,
+    NoRoom,
+    NoSuchVolume,
+    NotOnMirror,
+    SplitmirrorError,
+    UnsupportedStack,
+)
 from splitmirror.extents.check import Checked, check, check_maps
 from splitmirror.extents.known import Known
 from splitmirror.extents.scan import rescan, scan
@@ -46,6 +52,9 @@ from splitmirror.progress import Watch, unwatched
 from splitmirror.run import Run
 from splitmirror.stream.plan import Plan, plan_parts
 from splitmirror.units import show_size
+
+# A member's headers, its padding, its line in the manifest and again in the set's catalogue.
+MEMBER_TAKES = 2560
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +87,7 @@ def backup(config: Config, watch: Watch = unwatched) -> BackupSet:
     """Back up the source once. Gives the set as it was recorded.
 
     Raises a SplitmirrorError with what to do. Whatever is raised, nothing stays quiesced, frozen
-    or mounted, and the mirror is rejoined.
+    or mounted, and the mirror is rejoined, or the error says that `recover` must do it.
     """
     require_root()
     options = config.backup
@@ -89,7 +98,7 @@ def backup(config: Config, watch: Watch = unwatched) -> BackupSet:
         with run.phase("map"):
             early = map_early(tools)
             outside = writing.copy_outside(early.layout.outside, run.directory / "outside")
-        with thrown_away_on_failure(tools.mirror, run.set_id):
+        with thrown_away_on_failure(run, tools.mirror):
             with standstill(config, run, tools, early.trees) as hold:
                 with run.phase("quiesce", options.quiesce_deadline_s):
                     hold.quiesce()
@@ -97,7 +106,7 @@ def backup(config: Config, watch: Watch = unwatched) -> BackupSet:
                     found = discover(tools, early, options.mode)
                 with run.phase("prepare", options.quiesce_deadline_s):
                     prepare(config, tools, found)
-                with run.phase("split", options.freeze_deadline_s):
+                with run.phase("split", options.quiesce_deadline_s):  # the guard bounds the freeze
                     hold.split(tools.mirror, run.set_id, thaw=options.check is Check.RELEASED)
                 checked = None
                 if options.check is Check.QUIESCED:
@@ -109,11 +118,12 @@ def backup(config: Config, watch: Watch = unwatched) -> BackupSet:
             if checked is None:
                 with run.phase("check", options.leg_deadline_s):
                     checked = check_released(config, tools, run.set_id, early, found)
-            plan = plan_writing(config, run, found.layout, checked)
-            return finish(config, run, tools, trusted, checked.counts, plan, watch)
+            plan = plan_writing(run, trusted, found.layout, checked)
+            written = write(config, run, tools, trusted, checked.counts, plan, watch)
+        return clean_up(config, run, tools, written)
 
 
-def finish(
+def write(
     config: Config,
     run: Run,
     tools: Tools,
@@ -121,49 +131,66 @@ def finish(
     counts: MapCounts,
     plan: Plan,
     watch: Watch,
-) -> BackupSet:
-    """From a trusted split and a durable plan to the end: write, record, rejoin."""
+) -> writing.Written:
+    """The files off the leg, one by one, onto the medium, from the first part that is not yet
+    whole there; then the set's own catalogue."""
     with run.phase("backup"):
-        leg = tools.mirror.leg(run.set_id, config.backup.leg_deadline_s)
-        titles = tools.database.titles(plan.table.names)
-        backup_set = replace(trusted.backup_set, maps=counts, phases=tuple(run.phases))
-        written = writing.write_set(
-            writing.Job(
-                trusted=trusted,
-                backup_set=backup_set,
-                plan=plan,
-                leg=leg,
-                titles=titles,
-                block_size=config.block_size,
-                part_size=config.part_size,
-                volume=config.volume,
-            ),
+        job = writing.Job(
+            trusted=trusted,
+            backup_set=replace(trusted.backup_set, maps=counts, phases=tuple(run.phases)),
+            plan=plan,
+            leg=tools.mirror.leg(run.set_id, config.backup.leg_deadline_s),
+            titles=tools.database.titles(plan.table.names),
+        )
+        return writing.write_set(
+            job,
             medium=tools.medium,
             directory=run.directory,
             journal=run.journal,
             progress=watch("backup"),
+            confirm=lambda: confirm_leg(tools.mirror, run.set_id),
         )
-    with run.phase("cleanup"):
-        record_set(tools.catalog, written)
+
+
+def clean_up(config: Config, run: Run, tools: Tools, written: writing.Written) -> BackupSet:
+    """Enter the set into the catalogue and rejoin the mirror. It is whole on the medium: should
+    this fail, the run stays open for `recover`."""
+    run.keep_open = True
+    with run.phase("cleanup"), said_to_be_whole(run.set_id):
+        tools.catalog.record(written.backup_set, written.parts, written.members())
         if config.backup.cleanup is Cleanup.REJOIN:
             tools.mirror.rejoin(run.set_id)
-            run.journal.record("rejoined")
+        run.journal.record("cleaned up")
     ended = replace(written.backup_set, phases=tuple(run.phases), ended=datetime.now(UTC))
-    tools.catalog.amend(ended)
+    with said_to_be_whole(run.set_id):
+        tools.catalog.amend(ended)
+        run.journal.record("recorded", set=writing.json_of(ended))
     run.clear()
     return ended
 
 
-def record_set(catalog: Catalog, written: writing.Written) -> None:
-    """Enter a set that is whole on the medium into the catalogue."""
+@contextmanager
+def said_to_be_whole(set_id: str) -> Iterator[None]:
+    """An error in here comes when the set is already safe: say so with it."""
     try:
-        catalog.record(written.backup_set, written.parts, written.members())
+        yield
     except SplitmirrorError as error:
         error.add_note(
-            f"The set {written.backup_set.set_id} is whole on its volume: "
-            "`splitmirror catalog rebuild` enters it once the catalogue can be written."
+            f"The set {set_id} is whole on its volume. When what failed is put right, run "
+            "`splitmirror recover`: it enters the set into the catalogue and ends the run."
         )
         raise
+
+
+def confirm_leg(mirror: Mirror, split_id: str) -> None:
+    """What was read came from the leg of this split, for it is parted still. Raises LegError."""
+    parted = mirror.state().split_id
+    if parted != split_id:
+        raise LegError(
+            f"the leg was given back while it was read (split now: {parted or 'none'})",
+            hint="Someone rejoined the mirror, for instance with `splitmirror resync`. What was "
+            "written is void. Run the backup again.",
+        )
 
 
 # --- the steps, in the order of the recipe
@@ -246,9 +273,10 @@ def discover(tools: Tools, early: Early, mode: Mode) -> Seen:
 
 
 def prepare(config: Config, tools: Tools, found: Seen) -> None:
-    """Is there room on the medium for what was found?"""
+    """Is there room on the medium for what was found? An estimate, on the large side."""
     left = tools.medium.capacity.left
-    needed = found.table.stored_bytes
+    needed = found.table.stored_bytes + len(found.table) * MEMBER_TAKES
+    needed += needed // config.part_size * config.block_size + 2 * config.block_size
     if left is not None and needed > left:
         raise NoRoom(
             f"the set needs {show_size(needed)}, volume {config.volume} has {show_size(left)} left",
@@ -313,7 +341,14 @@ def trust(
         trees=tuple((tree.name, tree.path) for tree in found.trees),
         facts=tools.database.facts(),
     )
-    trusted = writing.Trusted(backup_set=backup_set, trees=found.trees, copied=copied)
+    trusted = writing.Trusted(
+        backup_set=backup_set,
+        trees=found.trees,
+        copied=copied,
+        volume=config.volume,
+        block_size=config.block_size,
+        part_size=config.part_size,
+    )
     run.journal.record("trusted", digest=trusted.save(run.directory / "trusted"))
     return trusted
 
@@ -330,25 +365,30 @@ def pause_parts(mode: Mode, hold: Hold, phases: list[Phase]) -> dict[str, float]
     return {"freeze": parts["freeze"], **held, "thaw": parts["thaw"]}
 
 
-def plan_writing(config: Config, run: Run, layout: Layout, checked: Checked) -> Plan:
+def plan_writing(run: Run, trusted: writing.Trusted, layout: Layout, checked: Checked) -> Plan:
     """Which file goes where, durable before the first block is written."""
-    plan = plan_parts(checked.table, checked.table.ordered(layout.order), config.part_size)
+    plan = plan_parts(checked.table, checked.table.ordered(layout.order), trusted.part_size)
     digest = plan.save(run.directory / "plan")
     run.journal.record("plan", digest=digest, maps=asdict(checked.counts))
     return plan
 
 
 @contextmanager
-def thrown_away_on_failure(mirror: Mirror, split_id: str) -> Iterator[None]:
-    """Whatever fails after the split was intended, the mirror is whole again. The first error is
-    the one that is raised."""
+def thrown_away_on_failure(run: Run, mirror: Mirror) -> Iterator[None]:
+    """Whatever fails after the split was intended, the mirror is whole again; if that fails too,
+    the run stays open for `recover`. The first error is the one that is raised."""
     try:
         yield
     except BaseException as error:
+        run.keep_open = True
         try:
-            mirror.rejoin(split_id)
-        except SplitmirrorError as second:
-            error.add_note(f"The mirror could not be rejoined either: {second} {second.hint}")
+            mirror.rejoin(run.set_id)
+        except (SplitmirrorError, OSError) as second:
+            error.add_note(
+                f"The mirror could not be rejoined either: {second} Run `splitmirror recover`."
+            )
+            raise error from None
+        run.keep_open = False
         raise
 
 

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from splitmirror.errors import JournalDamaged
+from splitmirror.errors import JournalDamaged, NoRoom
 
 NAME = "journal"
 
@@ -61,7 +61,7 @@ class Journal:
             _sync_directory(directory)
 
     def record(self, kind: str, **facts: Any) -> None:
-        """Durable when it returns, unless inside `silent`."""
+        """Durable when it returns, unless inside `silent`. Raises NoRoom."""
         record = Record(kind=kind, at=datetime.now(UTC), facts=facts)
         if self._held is not None:
             self._held.append(record)
@@ -69,10 +69,19 @@ class Journal:
         self._write(_pack(record))
 
     def _write(self, lines: bytes) -> None:
+        before = os.fstat(self._fd).st_size
         view = memoryview(lines)
-        while view:
-            view = view[os.write(self._fd, view) :]
-        os.fdatasync(self._fd)
+        try:
+            while view:
+                view = view[os.write(self._fd, view) :]
+            os.fdatasync(self._fd)
+        except OSError as error:
+            os.ftruncate(self._fd, before)  # half a line would spoil the next one
+            raise NoRoom(
+                f"the journal {self._path} cannot be written: {error.strerror}",
+                hint=f"Make room on the filesystem of {self._path.parent}, then run `splitmirror "
+                "recover`.",
+            ) from error
 
     @contextmanager
     def silent(self) -> Iterator[None]:
@@ -92,10 +101,10 @@ class Journal:
         os.close(self._fd)
 
 
-def read(directory: Path) -> list[Record]:
+def read(directory: Path, *, lenient: bool = False) -> list[Record]:
     """All whole records of a run's journal, oldest first; empty when there is none.
 
-    Raises JournalDamaged when a line other than the last is damaged.
+    Raises JournalDamaged when a line other than the last is damaged; `lenient` passes over it.
     """
     path = directory / NAME
     if not path.exists():
@@ -106,8 +115,8 @@ def read(directory: Path) -> list[Record]:
         try:
             records.append(_parse(line))
         except ValueError:
-            if number == len(lines):
-                break
+            if lenient or number == len(lines):
+                continue
             raise JournalDamaged(
                 f"line {number} of {path} is damaged",
                 hint="The file was changed or its disk failed. Release by hand with "

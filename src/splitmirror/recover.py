@@ -10,15 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from splitmirror import journal, writing
-from splitmirror.backup import Seen, Tools, check_leg, finish, opened, plan_writing
+from splitmirror.backup import Seen, Tools, check_leg, clean_up, opened, plan_writing, write
 from splitmirror.config import Config
-from splitmirror.errors import SplitmirrorError
+from splitmirror.errors import JournalDamaged, LegError
 from splitmirror.extents.table import FileTable
 from splitmirror.guard import release_by_hand
 from splitmirror.journal import Record
 from splitmirror.model import BackupSet, MapCounts, Session
+from splitmirror.preflight import stop_at_first
 from splitmirror.progress import Watch, unwatched
-from splitmirror.run import Run, unfinished
+from splitmirror.run import Run, ended, unfinished
 from splitmirror.stream.plan import Plan
 
 
@@ -36,65 +37,79 @@ def release(state: Path, source: str) -> list[str]:
     Gives what was done, in words. A second call is harmless."""
     done = []
     for directory in unfinished(state, source):
-        records = journal.read(directory)
+        records = journal.read(directory, lenient=True)
         done += release_by_hand(frozen_by(records), sessions_of(records), holder_of(records))
     return done
 
 
-def recover(config: Config, watch: Watch = unwatched) -> list[Recovered]:
-    """Put right every run of the source that was cut off. Raises Busy while one goes on; whatever
-    else fails is raised after everything that holds the database up has been released."""
+def recover(config: Config, watch: Watch = unwatched, *, give_up: bool = False) -> list[Recovered]:
+    """Put right every run of the source that was cut off. A backup whose split is trusted is
+    carried to its end, unless its leg or its plan is lost, or `give_up`.
+
+    Raises Busy while a run goes on, and whatever keeps a backup from being carried on now (the tape
+    in use, the database down): what held the database up is released by then, and a second call
+    goes on from there.
+    """
     return [
-        _recover_one(config, directory, watch)
+        _recover_one(config, directory, watch, give_up)
         for directory in unfinished(config.state, config.source)
     ]
 
 
-def _recover_one(config: Config, directory: Path, watch: Watch) -> Recovered:
-    records = journal.read(directory)
+def _recover_one(config: Config, directory: Path, watch: Watch, give_up: bool) -> Recovered:
     with Run.again(config.state, config.source, directory) as run:
+        records = journal.read(directory)  # not before the lock: another recovery may have ended it
+        if ended(records):
+            return Recovered(set_id=run.set_id, finished=None, done=("it has ended meanwhile",))
         done = release_by_hand(frozen_by(records), sessions_of(records), None)
         with opened(config) as tools:
-            trusted = _fact(records, "trusted", "digest")
-            if trusted is not None:
-                try:
-                    finished = _go_on(config, run, tools, records, trusted, watch)
-                except SplitmirrorError as error:
-                    done.append(f"could not go on with the backup: {error}")
-                else:
-                    done.append("went on with the backup to its end")
-                    return Recovered(set_id=run.set_id, finished=finished, done=tuple(done))
-            done.append(_throw_away(run, tools))
-    return Recovered(set_id=directory.name, finished=None, done=tuple(done))
+            try:
+                finished = None if give_up else _finish(config, run, tools, records, watch)
+            except (LegError, JournalDamaged) as error:
+                finished = None
+                done.append(f"could not go on with the backup: {error}")
+            if finished is not None:
+                done.append("went on with the backup to its end")
+            else:
+                done.append(_throw_away(run, tools))
+        return Recovered(set_id=run.set_id, finished=finished, done=tuple(done))
 
 
-def _go_on(
-    config: Config, run: Run, tools: Tools, records: list[Record], digest: str, watch: Watch
-) -> BackupSet:
-    """Resume a backup whose split is trusted."""
+def _finish(
+    config: Config, run: Run, tools: Tools, records: list[Record], watch: Watch
+) -> BackupSet | None:
+    """Carry a backup to its end from where it stood; None when its split was not trusted."""
+    if (text := _fact(records, "recorded", "set")) is not None:
+        run.clear()
+        return writing.from_json(text, BackupSet)
+    if (text := _fact(records, "written", "set")) is not None:
+        notes = writing.Notes(run.directory)
+        written = writing.whole_set(writing.from_json(text, BackupSet), notes)
+        return clean_up(config, run, tools, written)
+    if (digest := _fact(records, "trusted", "digest")) is None:
+        return None
     trusted = writing.Trusted.load(run.directory / "trusted", digest)
     planned = next((record for record in reversed(records) if record.kind == "plan"), None)
     if planned is not None:
         plan = Plan.load(run.directory / "plan", planned.facts["digest"])
         counts = MapCounts(**planned.facts["maps"])
     else:
-        with run.phase("check", config.backup.leg_deadline_s):
-            plan, counts = _plan_anew(config, run, tools, trusted)
-    return finish(config, run, tools, trusted, counts, plan, watch)
+        plan, counts = _plan_anew(config, run, tools, trusted)
+    written = write(config, run, tools, trusted, counts, plan, watch)
+    return clean_up(config, run, tools, written)
 
 
 def _plan_anew(
     config: Config, run: Run, tools: Tools, trusted: writing.Trusted
 ) -> tuple[Plan, MapCounts]:
     """The check against the leg was cut off: make it again, from the leg's metadata alone."""
-    leg = tools.mirror.leg(run.set_id, config.backup.leg_deadline_s)
-    for finding in tools.database.preflight(trusted.backup_set.mode):
-        if finding.problem is not None and not finding.warning:
-            raise finding.problem
-    layout = tools.database.layout()
-    seen = Seen(layout=layout, trees=trusted.trees, table=FileTable())
-    checked = check_leg(leg, FileTable(), seen)
-    return plan_writing(config, run, layout, checked), checked.counts
+    with run.phase("check", config.backup.leg_deadline_s):
+        leg = tools.mirror.leg(run.set_id, config.backup.leg_deadline_s)
+        stop_at_first(tools.database.preflight(trusted.backup_set.mode))
+        layout = tools.database.layout()
+        seen = Seen(layout=layout, trees=trusted.trees, table=FileTable())
+        checked = check_leg(leg, FileTable(), seen)
+    return plan_writing(run, trusted, layout, checked), checked.counts
 
 
 def _throw_away(run: Run, tools: Tools) -> str:
@@ -104,7 +119,7 @@ def _throw_away(run: Run, tools: Tools) -> str:
             "the mirror is not attached: nothing to rejoin, its next start will say what it needs"
         )
     tools.mirror.rejoin(run.set_id)
-    run.journal.record("rejoined")
+    run.journal.record("thrown away")
     run.clear()
     return "threw the unfinished split away and rejoined the mirror"
 

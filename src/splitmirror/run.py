@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from splitmirror import journal
-from splitmirror.errors import Busy, NeedsRecovery, PrivilegeError
+from splitmirror.errors import Busy, NeedsRecovery, NoRoom, PrivilegeError
 from splitmirror.journal import Journal, Record
 from splitmirror.model import Phase
 from splitmirror.system.deadline import deadline
@@ -37,7 +37,7 @@ class Run:
         self.began = datetime.now(UTC)
         self._began_s = time.monotonic()
         self._lock_fd = lock_fd
-        self._recovering = recovering
+        self.keep_open = recovering  # a run that fails with this set must be recovered
         if recovering:
             self._go_on()
 
@@ -71,30 +71,50 @@ class Run:
             directory = state / "runs" / new_set_id()
             directory.mkdir(mode=0o700, parents=True)
             run = cls(directory, lock_fd)
+            run.journal.record(
+                "begin", source=source, pid=os.getpid(), start_ticks=start_ticks(os.getpid())
+            )
+        except OSError as error:
+            os.close(lock_fd)
+            raise NoRoom(
+                f"no run can begin in {state}: {error.strerror}", hint="Make room there."
+            ) from error
         except BaseException:
             os.close(lock_fd)
             raise
-        run.journal.record(
-            "begin", source=source, pid=os.getpid(), start_ticks=start_ticks(os.getpid())
-        )
         return run
 
     @classmethod
     def again(cls, state: Path, source: str, directory: Path) -> Run:
         """The run in `directory`, which was cut off, to be put right. Raises Busy. Should putting
         it right fail, it stays one that was cut off."""
-        return cls(directory, take_lock(state, source), recovering=True)
+        lock_fd = take_lock(state, source)
+        try:
+            return cls(directory, lock_fd, recovering=True)
+        except BaseException:
+            os.close(lock_fd)
+            raise
 
     def __enter__(self) -> Run:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is None:
-            self.journal.record("end", ok=True)
-        elif not self._recovering:
+        try:
+            if error is None:
+                self.journal.record("end", ok=True)
+            elif not self.keep_open:
+                self._end_failed(error)
+        finally:
+            self.journal.close()
+            os.close(self._lock_fd)
+
+    def _end_failed(self, error: BaseException) -> None:
+        """A failed run that left nothing to put right ends too; the first error stays the first."""
+        try:
             self.journal.record("end", ok=False, error=f"{type(error).__name__}: {error}")
-        self.journal.close()
-        os.close(self._lock_fd)
+            self.clear()
+        except (NoRoom, OSError) as second:
+            error.add_note(f"{self.directory} could not be cleared: {second}")
 
     def elapsed_s(self) -> float:
         """Seconds since the run began."""
@@ -121,7 +141,7 @@ class Run:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         runs = sorted(self.directory.parent.iterdir())
         for old in runs[:-KEPT_RUNS]:
-            records = journal.read(old)
+            records = journal.read(old, lenient=True)
             if not records or ended(records):
                 shutil.rmtree(old)
 
@@ -164,10 +184,10 @@ def ended(records: list[Record]) -> bool:
 
 def unfinished(state: Path, source: str) -> list[Path]:
     """The directories of the source's runs that were cut off, oldest first. With the lock held, or
-    a run that is going on is among them."""
+    a run that is going on is among them. A damaged journal counts by what of it can be read."""
     found = []
     for directory in sorted((state / "runs").glob("*")):
-        records = journal.read(directory)
+        records = journal.read(directory, lenient=True)
         if records and records[0].facts.get("source") == source and not ended(records):
             found.append(directory)
     return found

@@ -7,12 +7,13 @@ that was cut off is written again from its beginning: the split mirror can be re
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from blake3 import blake3
@@ -26,7 +27,7 @@ from splitmirror.archive.manifest import (
 from splitmirror.archive.part import PartWriter
 from splitmirror.archive.set_catalogue import part_line, part_of, write_set_catalogue
 from splitmirror.databases import RedoFile, Root
-from splitmirror.errors import JournalDamaged, NoSuchFile, WrongMedium
+from splitmirror.errors import JournalDamaged, LegError, NoRoom, NoSuchFile, WrongMedium
 from splitmirror.extents.views import LegView
 from splitmirror.journal import Journal
 from splitmirror.media import END_OF_DATA, Medium
@@ -39,18 +40,26 @@ from splitmirror.stream.member import Member
 from splitmirror.stream.pipeline import LegSource, file_member
 from splitmirror.stream.plan import Plan
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trusted:
-    """What must outlive a crash once the split is trusted, beside the plan."""
+    """What must outlive a crash once the split is trusted, beside the plan.
+
+    A run that is taken up again goes on as it began, whatever the configuration says by then.
+    """
 
     backup_set: BackupSet
     trees: tuple[Tree, ...]
     copied: tuple[RedoFile, ...]
+    volume: str
+    block_size: int
+    part_size: int
 
     def save(self, path: Path) -> str:
         """Durable when it returns; gives the digest that `load` wants."""
-        text = msgspec.json.encode(self, enc_hook=str)
+        text = json_of(self).encode()
         write_durably(path, text)
         return blake3(text).hexdigest()
 
@@ -63,21 +72,23 @@ class Trusted:
                 f"{path} is not what the journal says it is",
                 hint="The backup cannot go on; back up anew.",
             )
-        return msgspec.json.decode(text, type=cls, dec_hook=lambda kind, value: kind(value))
+        return from_json(text, cls)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What is to be written, and how."""
+    """What is to be written. `backup_set` is as it will stand in the set's own catalogue."""
 
     trusted: Trusted
     backup_set: BackupSet
     plan: Plan
     leg: Leg
     titles: Mapping[bytes, str]
-    block_size: int
-    part_size: int
-    volume: str
+
+    @property
+    def members(self) -> int:
+        """How many members the whole set has."""
+        return sum(len(part.items) for part in self.plan.parts) + len(self.trusted.copied)
 
 
 class Notes:
@@ -116,7 +127,6 @@ class Written:
     backup_set: BackupSet
     parts: tuple[PartRecord, ...]
     notes: Notes
-    renewed_at_read: int
 
     def members(self) -> Iterator[tuple[int, MemberRecord]]:
         """Every member with its part's number, in the order of the medium."""
@@ -126,31 +136,51 @@ class Written:
 
 
 def write_set(
-    job: Job, *, medium: Medium, directory: Path, journal: Journal, progress: Progress
+    job: Job,
+    *,
+    medium: Medium,
+    directory: Path,
+    journal: Journal,
+    progress: Progress,
+    confirm: Callable[[], None],
 ) -> Written:
     """Write what of the set is not yet whole on the medium, then its catalogue and its end.
 
-    Raises EndOfMedium, MediumError, LegError; what was written before stays a readable, incomplete
-    set.
+    `confirm` is called when the last byte was read off the leg, and raises if it is not that of the
+    split any more. Raises EndOfMedium, MediumError, LegError; what was written before stays a
+    readable, incomplete set.
     """
     notes = Notes(directory)
-    volume = open_for_append(medium, job.volume, label_blank=job.volume)
+    blank = None if notes.parts() else job.trusted.volume
+    volume = open_for_append(medium, job.trusted.volume, label_blank=blank)
     done = whole_parts(volume, job.backup_set.set_id, notes)
-    journal.record("writing", volume=job.volume, from_part=len(done) + 1)
+    journal.record("writing", volume=volume.serial, from_part=len(done) + 1)
     writer = _SetWriter(job, volume, notes, progress, sum(part.stored for part in done))
-    renewed = writer.write(len(done), journal)
+    writer.write(len(done), journal)
+    confirm()
+    written = whole_set(job.backup_set, notes)
+    if written.backup_set.files != job.members:
+        raise LegError(
+            f"{written.backup_set.files} of {job.members} members are on the volume",
+            hint="The set is not whole. Back up anew, and report this: it must not happen.",
+        )
+    if not _catalogue_is_whole(volume, job.backup_set.set_id):
+        _write_catalogue(job, volume, written)
+    volume.finish_set()
+    journal.record("written", set=json_of(written.backup_set))
+    return written
+
+
+def whole_set(backup_set: BackupSet, notes: Notes) -> Written:
+    """The set as it is on the medium, by what was noted of its parts."""
     parts = tuple(notes.parts())
     finished = replace(
-        job.backup_set,
+        backup_set,
         complete=True,
         files=sum(1 for _ in notes.lines(parts)),
         stored_bytes=sum(part.stored for part in parts),
     )
-    if not _catalogue_is_whole(volume, finished.set_id):
-        _write_catalogue(job, volume, finished, parts, notes)
-    volume.finish_set()
-    journal.record("written", parts=len(parts))
-    return Written(backup_set=finished, parts=parts, notes=notes, renewed_at_read=renewed)
+    return Written(backup_set=finished, parts=parts, notes=notes)
 
 
 class _SetWriter:
@@ -167,24 +197,24 @@ class _SetWriter:
         copied = sum(redo.copy.stat().st_size for redo in job.trusted.copied)
         self._total = sum(part.stored for part in job.plan.parts) + copied
 
-    def write(self, done: int, journal: Journal) -> int:
-        """Every part behind the first `done`; gives how many maps were renewed while reading."""
+    def write(self, done: int, journal: Journal) -> None:
+        """Every part behind the first `done`."""
         job = self._job
         with LegView(job.leg, job.trusted.trees) as view:
             source = LegSource(job.leg, job.trusted.trees, view, job.plan.table, titles=job.titles)
             with source:
                 for part in job.plan.parts[done:]:
                     self._part(part.number, source.members(part), journal)
-        copies = copy_parts(job.trusted.copied, job.part_size)
+            journal.record("read", renewed=source.counts.renewed)
+        copies = copy_parts(job.trusted.copied, job.trusted.part_size)
         for number, files in enumerate(copies, len(job.plan.parts) + 1):
             if number > done:
                 self._part(number, (copied_member(redo) for redo in files), journal)
-        return source.counts.renewed
 
     def _part(self, number: int, members: Iterable[Member], journal: Journal) -> None:
         """One part, whole on the medium and noted when it returns; else it is taken back."""
         self._volume.begin_file(
-            TapeFileKind.PART, self._job.backup_set.set_id, number, self._job.block_size
+            TapeFileKind.PART, self._job.backup_set.set_id, number, self._job.trusted.block_size
         )
         try:
             record, lines = self._fill(number, members)
@@ -201,7 +231,7 @@ class _SetWriter:
             self._sink,
             number=number,
             set_id=self._job.backup_set.set_id,
-            block_size=self._job.block_size,
+            block_size=self._job.trusted.block_size,
         ) as part:
             for member in members:
                 part.add(member)
@@ -214,21 +244,16 @@ class _SetWriter:
         return self._volume.write(blocks)
 
 
-def _write_catalogue(
-    job: Job,
-    volume: VolumeWriter,
-    finished: BackupSet,
-    parts: Sequence[PartRecord],
-    notes: Notes,
-) -> None:
-    volume.begin_file(TapeFileKind.CATALOGUE, finished.set_id, len(parts) + 1, job.block_size)
+def _write_catalogue(job: Job, volume: VolumeWriter, written: Written) -> None:
+    set_id, number = written.backup_set.set_id, len(written.parts) + 1
+    volume.begin_file(TapeFileKind.CATALOGUE, set_id, number, job.trusted.block_size)
     try:
         write_set_catalogue(
             volume.write,
-            backup_set=finished,
-            parts=parts,
-            files=notes.lines(parts),
-            block_size=job.block_size,
+            backup_set=written.backup_set,
+            parts=written.parts,
+            files=written.notes.lines(written.parts),
+            block_size=job.trusted.block_size,
         )
         volume.end_file()
     except BaseException:
@@ -313,9 +338,10 @@ def copy_outside(outside: Sequence[Root], into: Path) -> tuple[RedoFile, ...]:
             shutil.copy2(os.fsdecode(root.path), copy)
             status = os.stat(root.path)
         except OSError as error:
-            raise NoSuchFile(
-                f"{os.fsdecode(root.path)} cannot be copied: {error.strerror}",
-                hint="Check that it is there and readable.",
+            kind = NoRoom if error.errno == errno.ENOSPC else NoSuchFile
+            raise kind(
+                f"{os.fsdecode(root.path)} cannot be copied to {into}: {error.strerror}",
+                hint="Check that it is there and readable, and that there is room for the copy.",
             ) from error
         os.chown(copy, status.st_uid, status.st_gid)
         sync(copy)
@@ -324,13 +350,28 @@ def copy_outside(outside: Sequence[Root], into: Path) -> tuple[RedoFile, ...]:
     return tuple(copies)
 
 
+def json_of(value: object) -> str:
+    """A value of ours as JSON for the run's own files; `from_json` gives it back."""
+    return msgspec.json.encode(value, enc_hook=str).decode()
+
+
+def from_json(text: bytes | str, kind: type[T]) -> T:
+    """Raises msgspec.ValidationError for what `json_of` cannot have given."""
+    return msgspec.json.decode(text, type=kind, dec_hook=lambda wanted, value: wanted(value))
+
+
 def write_durably(path: Path, text: bytes) -> None:
-    """Write a file so that it is whole or not there, whatever happens."""
+    """Write a file so that it is whole or not there, whatever happens. Raises NoRoom."""
     temporary = path.with_name(path.name + ".new")
-    temporary.write_bytes(text)
-    sync(temporary)
-    temporary.replace(path)
-    sync(path.parent)
+    try:
+        temporary.write_bytes(text)
+        sync(temporary)
+        temporary.replace(path)
+        sync(path.parent)
+    except OSError as error:
+        raise NoRoom(
+            f"{path} cannot be written: {error.strerror}", hint=f"Make room in {path.parent}."
+        ) from error
 
 
 def sync(path: Path) -> None:
