@@ -16,6 +16,8 @@ from splitmirror.system import process
 from splitmirror.units import show_size
 
 PID_FILE = "postmaster.pid"  # PostgreSQL, "Creating a Database Cluster"; its first line is the pid
+# Without it no PostgreSQL server starts ("Database File Layout"); it comes back after all data
+CONTROL_FILE = b"global/pg_control"
 SPARE = 16 << 20  # what a filesystem needs for itself beside the files
 PER_FILE = 512  # an inode and a directory entry, roughly
 
@@ -128,7 +130,8 @@ def clear(anchors: Sequence[Anchor], kind_of: KindOf) -> int:
     what is none. Directories directly in a tree's root that the set lacks stay, for they may be
     someone else's: lost+found, another server version's in a tablespace. Never follows a link,
     never leaves the filesystem, never enters the place of another of the trees. Returns how many
-    went.
+    went. A database's CONTROL_FILE goes first of all, though the set holds it: a restore that is
+    cut off leaves no database that starts half old and half restored.
     """
     places = {anchor.directory / os.fsdecode(anchor.base) for anchor in anchors}
     above = frozenset(path for place in places for path in (place, *place.parents))
@@ -136,8 +139,23 @@ def clear(anchors: Sequence[Anchor], kind_of: KindOf) -> int:
     for anchor in anchors:
         if anchor.directory.is_dir() and kind_of(anchor.prefix) is Kind.DIRECTORY:
             with Ground(anchor.directory, make=False) as ground:
+                if kind_of(anchor.prefix + b"/" + CONTROL_FILE) is Kind.FILE:
+                    _disable(ground, anchor)
                 gone += _Clearing(ground, anchor, kind_of, above).run()
     return gone  # a tree of a single file: its neighbours are none of the set's business
+
+
+def _disable(ground: Ground, anchor: Anchor) -> None:
+    """The control file of the database at `anchor` is gone, durably. Gone before: harmless."""
+    *above, base = anchor.path(anchor.prefix + b"/" + CONTROL_FILE)
+    try:
+        parent = ground.enter(above)
+        os.unlink(base, dir_fd=parent)
+        os.fsync(parent)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise refused(ground.where((*above, base)), error) from error
 
 
 class _Clearing:

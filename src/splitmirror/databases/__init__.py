@@ -146,7 +146,8 @@ class Database(Protocol):
     def make_ready(self, roots: Mapping[bytes, Path], facts: Mapping[str, str]) -> None:
         """Turn a restored whole set into one that can be started: links to tablespaces point to
         where they were restored (`roots`: name in the set to directory), stale files are gone.
-        Never touches a path outside `roots`. A second call is harmless."""
+        Never touches a path outside `roots`, but for the directories between a target and the
+        roots in it, and those that a root needs beside it. A second call is harmless."""
         ...
 
     def start_copy(

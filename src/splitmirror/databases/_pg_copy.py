@@ -14,11 +14,12 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
+from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from splitmirror.databases import CopyReport, RunningCopy, _pg_session
@@ -37,8 +38,17 @@ _POLL_S = 0.05  # the server tells nobody when it is ready
 _LOG_TAIL = 2000  # bytes of the log in an error
 _STATUS_LINE = 7  # the eighth, miscadmin.h: LOCK_FILE_LINE_PM_STATUS; "standby" while recovering
 _READY = b"ready"
+_INVALID = -2  # pg_database.h, DATCONNLIMIT_INVALID_DB: the split came while it was dropped
 # pg_amcheck tells what it found on its standard output; warnings beside it would only hide that
-_QUIET = {"PGOPTIONS": "-c client_min_messages=error"}
+_QUIET = {"PGOPTIONS": "-c client_min_messages=error -c lock_timeout=60s"}
+# What a prepared transaction has locked against every reader: a check would wait for it for ever.
+_LOCKING = """
+    SELECT DISTINCT p.database, p.gid
+      FROM pg_prepared_xacts p
+      JOIN pg_locks l ON l.virtualtransaction = '-1/' || p.transaction::text
+     WHERE l.locktype = 'relation' AND l.mode = 'AccessExclusiveLock'
+     ORDER BY 1, 2
+"""
 _SOCKET_PATH_MAX = 107  # unix(7), sun_path without its NUL
 _SOCKET_NAME = f".s.PGSQL.{_PORT}"
 
@@ -241,9 +251,13 @@ class _Running:
 
     def check(self) -> CopyReport:
         """Every database answers; then pg_amcheck on every relation, with heapallindexed, or for
-        PostgreSQL 13, which has none, pg_dumpall, which reads every table."""
+        PostgreSQL 13, which has none, pg_dumpall, which reads every table. Prepared transactions
+        that lock a table against every reader are rolled back in the copy, and told."""
         checks: list[str] = []
         problems: list[str] = []
+        with suppress(DatabaseUnreachable, psycopg.Error):  # told below, by what does not answer
+            for gid in self._unlock():
+                checks.append(f"prepared transaction {gid!r} rolled back: it locked a table")
         for database, found in self._answers():
             (checks if found is None else problems).append(
                 f"database {database}" + (f": {found}" if found else " answers")
@@ -255,6 +269,14 @@ class _Running:
         except ProgramFailed as error:
             problems.append(str(error))
         return CopyReport(passed=not problems, checks=tuple(checks), problems=tuple(problems))
+
+    def _unlock(self) -> Iterator[str]:
+        with _pg_session.connect(self._dsn("template1")) as connection:
+            found = connection.execute(_LOCKING).fetchall()
+        for database, gid in found:
+            with _pg_session.connect(self._dsn(str(database))) as connection:
+                connection.execute(sql.SQL("ROLLBACK PREPARED {}").format(sql.Literal(gid)))
+            yield str(gid)
 
     def _answers(self) -> Iterator[tuple[str, str | None]]:
         """Each database, and what is wrong when it does not answer."""
@@ -272,7 +294,10 @@ class _Running:
                 yield database, str(error)
 
     def _databases(self) -> list[str]:
-        query = "SELECT datname FROM pg_database WHERE datallowconn ORDER BY datname"
+        query = (
+            "SELECT datname FROM pg_database "
+            f"WHERE datallowconn AND datconnlimit <> {_INVALID} ORDER BY datname"
+        )
         with _pg_session.connect(self._dsn("template1")) as connection:
             return [str(name) for (name,) in connection.execute(query)]
 

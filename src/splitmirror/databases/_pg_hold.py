@@ -13,10 +13,12 @@ import re
 import secrets
 import shutil
 import signal
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import psycopg
 
@@ -29,6 +31,7 @@ from splitmirror.model import Session
 from splitmirror.system import process
 
 _STOP_S = 60.0  # pg_backup_stop writes two records and switches the segment
+_LABEL_MODE = 0o600  # file_perm.h, PG_FILE_MODE_OWNER
 _LEAVE_S = 2.0  # a session whose connection closed drops its slot and ends in milliseconds
 _START_WAL = re.compile(r"^START WAL LOCATION: (\S+) \(file ([0-9A-F]{24})\)$", re.MULTILINE)
 
@@ -58,7 +61,7 @@ def hot(target: Target, deadline_s: float) -> Iterator[Hold]:
         ):
             _lock_tablespaces(connection, target.server)
             connection.execute("SELECT pg_create_physical_replication_slot(%s, true, true)", [slot])
-            tablespaces = frozenset(target.places.tablespaces())
+            tablespaces = target.places.tablespaces_seen()
             connection.execute(_start_call(target.server), [slot])
         yield HotHold(connection, target, (session,), slot, tablespaces)
 
@@ -73,9 +76,10 @@ def standing(target: Target, deadline_s: float) -> Iterator[Hold]:
     with _session(target) as (connection, session):
         with _translated(), bounded(connection, deadline_s, "PostgreSQL's checkpoint"):
             _lock_tablespaces(connection, target.server)
+            tablespaces = target.places.tablespaces_seen()
             connection.execute("CHECKPOINT")
         postmaster = running_in(target.places.data)
-        yield StandingHold((session,), postmaster)
+        yield StandingHold((session,), postmaster, target.places, tablespaces)
 
 
 @contextmanager
@@ -106,9 +110,16 @@ def _translated() -> Iterator[None]:
     try:
         yield
     except psycopg.Error as error:
+        ended = error.sqlstate == psycopg.errors.AdminShutdown.sqlstate
         raise DatabaseError(
             f"PostgreSQL cannot be quiesced: {' '.join(str(error).split())}",
-            hint="The server's log tells more; `splitmirror doctor` looks at rights and settings.",
+            hint="The server's log tells more; "
+            + (
+                "max_slot_wal_keep_size may be less than is written between two checkpoints: "
+                "raise it, or back up right after a checkpoint."
+                if ended
+                else "`splitmirror doctor` looks at rights and settings."
+            ),
             sqlstate=error.sqlstate,
         ) from error
 
@@ -135,12 +146,22 @@ def _stop_call(server: Server) -> str:
     return f"SELECT lsn::text, labelfile, spcmapfile FROM {call}"
 
 
+def _require_no_new_tablespace(places: Places, before: tuple[frozenset[int], int]) -> None:
+    if places.tablespaces_seen() != before:
+        raise HoldBroken(
+            "a tablespace was made or dropped during the backup",
+            hint="Run the backup again; a superuser's session would have kept it waiting.",
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class StandingHold:
     """After the checkpoint. The frozen filesystems are what holds the server's files still."""
 
     sessions: tuple[Session, ...]
     server: Session | None
+    places: Places
+    tablespaces: tuple[frozenset[int], int]
     blocked_writers_since_s: float | None = None
 
     def confirm(self, into: Path) -> tuple[RedoFile, ...]:
@@ -152,6 +173,7 @@ class StandingHold:
                     f"the {each.what if each else 'PostgreSQL server'} ended during the backup",
                     hint="The server's log tells why; run the backup again.",
                 )
+        _require_no_new_tablespace(self.places, self.tablespaces)
         return ()
 
 
@@ -163,21 +185,17 @@ class HotHold:
     target: Target
     sessions: tuple[Session, ...]
     slot: str
-    tablespaces: frozenset[int]
+    tablespaces: tuple[frozenset[int], int]
     blocked_writers_since_s: float | None = None
 
     def confirm(self, into: Path) -> tuple[RedoFile, ...]:
         """End backup mode; copy the window's WAL, backup_label and tablespace_map while the slot
         still keeps them, and sync them."""
         stop, label, spaces = self._stop()
-        if frozenset(self.target.places.tablespaces()) != self.tablespaces:
-            raise HoldBroken(
-                "a tablespace was made or dropped during the backup",
-                hint="Run the backup again; a superuser's session would have kept it waiting.",
-            )
+        _require_no_new_tablespace(self.target.places, self.tablespaces)
         segments = segments_of(label, stop, self.target.server.number("wal_segment_size"))
         try:
-            files = (*self._copy_wal(segments, into), *_write_labels(label, spaces, into))
+            files = (*self._copy_wal(segments, into), *self._write_labels(label, spaces, into))
         except OSError as error:
             raise _uncopied(error, into) from error
         self._slot_kept_all()
@@ -203,6 +221,18 @@ class HotHold:
             _copy_synced(source / name, place / name)
             yield RedoFile(name=parent + b"/" + name.encode(), copy=place / name)
         _sync_directory(place)
+
+    def _write_labels(self, label: str, spaces: str, into: Path) -> Iterator[RedoFile]:
+        """As the server would write them: its user must be able to read them after a restore."""
+        owner = self.target.places.data.stat()
+        for name, text in (("backup_label", label), ("tablespace_map", spaces)):
+            if text:
+                with (into / name).open("wb") as file:
+                    file.write(os.fsencode(text))
+                    _finish(file, owner, _LABEL_MODE)
+                member = DATA + b"/" + name.encode()
+                yield RedoFile(name=member, copy=into / name, made_by_server=True)
+        _sync_directory(into)
 
     def _slot_kept_all(self) -> None:
         """Asked after the copying: so none of the copied segments was given up or used again."""
@@ -254,23 +284,19 @@ def _position(lsn: str) -> int:
     return (int(high, 16) << 32) | int(low, 16)
 
 
-def _write_labels(label: str, spaces: str, into: Path) -> Iterator[RedoFile]:
-    for name, text in (("backup_label", label), ("tablespace_map", spaces)):
-        if text:
-            with (into / name).open("wb") as file:
-                file.write(os.fsencode(text))
-                file.flush()
-                os.fsync(file.fileno())
-            member = DATA + b"/" + name.encode()
-            yield RedoFile(name=member, copy=into / name, made_by_server=True)
-    _sync_directory(into)
-
-
 def _copy_synced(source: Path, copy: Path) -> None:
     with source.open("rb") as read, copy.open("wb") as written:
         shutil.copyfileobj(read, written, 1 << 20)
-        written.flush()
-        os.fsync(written.fileno())
+        was = os.fstat(read.fileno())
+        _finish(written, was, stat.S_IMODE(was.st_mode))
+
+
+def _finish(file: BinaryIO, owner: os.stat_result, mode: int) -> None:
+    """Owner and mode, and all of it on the disk."""
+    file.flush()
+    os.fchmod(file.fileno(), mode)
+    os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
+    os.fsync(file.fileno())
 
 
 def _sync_directory(path: Path) -> None:

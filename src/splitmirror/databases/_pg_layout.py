@@ -80,6 +80,12 @@ class Places:
         """The tablespaces that someone put into the data directory itself, by a link."""
         return {oid: place for oid, place in self._linked() if place.is_relative_to(self.data)}
 
+    def tablespaces_seen(self) -> tuple[frozenset[int], int]:
+        """Differs from an earlier look once a tablespace was made or dropped meanwhile, also when
+        it was made and dropped again: every link changes the directory's times."""
+        changed_ns = (self.data / "pg_tblspc").stat().st_ctime_ns
+        return frozenset(oid for oid, _ in self._linked()), changed_ns
+
     def _linked(self) -> Iterator[tuple[int, Path]]:
         for entry in sorted(os.scandir(self.data / "pg_tblspc"), key=lambda entry: entry.name):
             if entry.name.isdigit() and entry.is_symlink():
@@ -212,6 +218,8 @@ _INCLUDE = re.compile(
     r"^\s*(include_if_exists|include_dir|include)\s*[=\s]\s*(?:'([^']+)'|([^\s#']+))", re.MULTILINE
 )
 _MOST_INCLUDES = 10  # levels; PostgreSQL's own limit (guc-file.l)
+_COMMENT = re.compile(r"#[^\n]*")
+_LIST_FILE = re.compile(r'(?:^|[\s,])@(?:"([^"\n]+)"|([^\s,"]+))', re.MULTILINE)
 
 
 def outside_files(settings: Mapping[str, str], data: Path) -> tuple[Path, ...]:
@@ -220,6 +228,8 @@ def outside_files(settings: Mapping[str, str], data: Path) -> tuple[Path, ...]:
     for name in ("config_file", "hba_file", "ident_file"):
         if settings.get(name):
             files.update(dict.fromkeys(_with_included(Path(settings[name]), _MOST_INCLUDES)))
+            if name != "config_file":
+                files.update(dict.fromkeys(_with_lists(tuple(files))))
     return tuple(path for path in files if path.is_file() and not _inside(path, data))
 
 
@@ -231,11 +241,32 @@ def _with_included(path: Path, levels: int) -> Iterator[Path]:
     if not path.is_file() or levels < 0:
         return
     yield path
-    text = os.fsdecode(path.read_bytes())
-    for kind, quoted, bare in _INCLUDE.findall(text):
-        place = path.parent / (quoted or bare)
+    for kind, place in _included(path):
         for included in _configuration_in(place) if kind == "include_dir" else (place,):
             yield from _with_included(included, levels - 1)
+
+
+def _included(path: Path) -> Iterator[tuple[str, Path]]:
+    """What a configuration file includes: how, and from where."""
+    for kind, quoted, bare in _INCLUDE.findall(os.fsdecode(path.read_bytes())):
+        yield kind, path.parent / (quoted or bare)
+
+
+def included_directories(path: Path) -> list[Path]:
+    """The directories of a configuration file's include_dir; a server does not start without."""
+    return [place for kind, place in _included(path) if kind == "include_dir"]
+
+
+def _with_lists(files: Iterable[Path]) -> Iterator[Path]:
+    """The files, and the lists of databases or users (@name in pg_hba.conf) that they name."""
+    todo = [(path, 0) for path in files]
+    while todo:
+        path, level = todo.pop(0)
+        yield path
+        if path.is_file() and level < _MOST_INCLUDES:
+            text = _COMMENT.sub("", os.fsdecode(path.read_bytes()))
+            named = (path.parent / (quoted or bare) for quoted, bare in _LIST_FILE.findall(text))
+            todo += [(place, level + 1) for place in named]
 
 
 def _configuration_in(directory: Path) -> Iterable[Path]:

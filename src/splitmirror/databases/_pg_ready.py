@@ -16,7 +16,14 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from splitmirror.databases._pg_layout import DATA, EMPTIED, TABLESPACES, WAL
+from splitmirror.databases._pg_layout import (
+    DATA,
+    EMPTIED,
+    OUTSIDE,
+    TABLESPACES,
+    WAL,
+    included_directories,
+)
 from splitmirror.databases._pg_server import running_in
 from splitmirror.errors import Busy, DatabaseError
 
@@ -45,6 +52,9 @@ def make_ready(roots: Mapping[bytes, Path], facts: Mapping[str, str]) -> None:
     tablespaces = _link_tablespaces(data, roots, facts)
     _rewrite_map(data / "tablespace_map", tablespaces)
     _make_directories(data, roots.get(WAL, data / "pg_wal"))
+    _make_include_directories(data, roots)
+    if str(data) != facts.get("data_directory"):
+        _open_the_way(data, roots)
 
 
 def _incomplete(what: str) -> DatabaseError:
@@ -136,3 +146,34 @@ def _make_directories(data: Path, wal: Path) -> None:
         if not directory.exists():
             directory.mkdir(mode=mode)
             os.chown(directory, *_owner(data))
+
+
+def _make_include_directories(data: Path, roots: Mapping[bytes, Path]) -> None:
+    """A configuration that includes an empty directory, as Debian's does with conf.d: no file of
+    the set lies in it, but the server does not start without. Those beside the file only: an
+    absolute one may be the original's."""
+    for path in [path for name, path in roots.items() if name.startswith(OUTSIDE + b"/")]:
+        for place in included_directories(path):
+            if place.parent == path.parent and not place.exists():
+                place.mkdir(mode=0o700)
+                os.chown(place, *_owner(data))
+
+
+def _open_the_way(data: Path, roots: Mapping[bytes, Path]) -> None:
+    """Give the server's user the directories between a target and the roots in it, which a restore
+    has made for root alone. Only where every root lies under its own name in one target."""
+    targets = {_above(name, path) for name, path in roots.items()}
+    target = targets.pop()
+    if target is None or targets:
+        return
+    between = {above for path in roots.values() for above in path.parents}
+    for directory in (target, *(path for path in between if target in path.parents)):
+        status = directory.stat()
+        if status.st_uid == 0 and status.st_mode & 0o777 == 0o700:
+            os.chown(directory, *_owner(data))
+
+
+def _above(name: bytes, path: Path) -> Path | None:
+    """The directory in which `path` stands under its name in the set; None: it does not."""
+    parts = Path(os.fsdecode(name)).parts
+    return path.parents[len(parts) - 1] if path.parts[-len(parts) :] == parts else None
