@@ -3,17 +3,29 @@ even when one fails, and some that only a person can weigh."""
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
-from splitmirror import preflight, writing
+from splitmirror import journal, preflight, writing
 from splitmirror.backup import filesystems_of
 from splitmirror.catalog import Catalog
 from splitmirror.config import Config
-from splitmirror.errors import NeedsRecovery, NoRoom, NoSuchVolume, SplitmirrorError
+from splitmirror.errors import (
+    Busy,
+    MirrorNotReady,
+    NeedsRecovery,
+    NoRoom,
+    NoSuchVolume,
+    SplitmirrorError,
+)
 from splitmirror.extents.trees import plan_trees
-from splitmirror.model import Finding
+from splitmirror.mirrors import Mirror
+from splitmirror.model import Filesystem, Finding
+from splitmirror.recover import holder_of
 from splitmirror.run import unfinished
+from splitmirror.system import process
 from splitmirror.units import show_size
 
 STATE_ROOM = 64 << 20  # journal, plan and catalogue of a small set
@@ -59,11 +71,21 @@ def _state(config: Config) -> Iterable[Finding]:
 
 def _earlier(config: Config) -> Iterable[Finding]:
     for directory in unfinished(config.state, config.source):
-        problem = NeedsRecovery(
-            f"the backup {directory.name} was cut off, or is going on now",
-            hint="Unless one is running, run `splitmirror recover`.",
+        yield Finding(what="earlier runs", problem=_unfinished(directory))
+
+
+def _unfinished(directory: Path) -> SplitmirrorError:
+    """A run that goes on, or one that was cut off: what to do is not the same."""
+    holder = holder_of(journal.read(directory))
+    if holder is not None and process.alive(holder.pid, holder.start_ticks):
+        return Busy(
+            f"the backup {directory.name} is going on (process {holder.pid})",
+            hint="Wait for it to end; `splitmirror release` ends it if it must not go on.",
         )
-        yield Finding(what="earlier runs", problem=problem)
+    return NeedsRecovery(
+        f"the backup {directory.name} was cut off",
+        hint="Run `splitmirror recover`: it goes on with the backup where it can.",
+    )
 
 
 def _catalog(config: Config) -> Iterable[Finding]:
@@ -79,7 +101,7 @@ def _source(config: Config) -> Iterable[Finding]:
     try:
         looked = database.preflight(config.backup.mode)
         yield from looked
-        state = preflight.attached(mirror)
+        state = _attached(config, mirror)
         yield state
         if state.problem is not None or any(f.problem and not f.warning for f in looked):
             return
@@ -91,8 +113,63 @@ def _source(config: Config) -> Iterable[Finding]:
             yield Finding(what=f"{name}: on {where}, volume {tree.filesystem.volume}")
         yield from preflight.would_freeze(config, filesystems_of(trees))
         yield from mirror.preflight(filesystems_of(trees))
+        yield from _room_for_set(config, filesystems_of(trees))
     finally:
         mirror.close()
+
+
+def _attached(config: Config, mirror: Mirror) -> Finding:
+    """As the recipe sees it. A leg that an unfinished run may still be finished from is that run's:
+    to give it back, as is advised otherwise, would throw a good backup away."""
+    found = preflight.attached(mirror)
+    split_id = found.problem.facts.get("split_id") if found.problem is not None else None
+    if split_id not in {directory.name for directory in unfinished(config.state, config.source)}:
+        return found
+    problem = MirrorNotReady(
+        f"the leg of backup {split_id} is still split: it belongs to the unfinished run",
+        hint="See what to do about that run; it gives the leg back.",
+    )
+    return Finding(what="mirror", problem=problem)
+
+
+def _room_for_set(config: Config, filesystems: list[Filesystem]) -> Iterable[Finding]:
+    """Whether all that is used on the mirrored filesystems would fit on the medium: more than the
+    set, so that a lack is a warning."""
+    left = _left_on_medium(config)
+    if left is None:
+        return
+    stats = [os.statvfs(filesystem.mountpoint) for filesystem in filesystems]
+    used = sum((each.f_blocks - each.f_bfree) * each.f_frsize for each in stats)
+    what = f"room for the set: at most {show_size(used)}, {show_size(left)} left"
+    if used <= left:
+        yield Finding(what=what)
+        return
+    problem = NoRoom(
+        f"the set may need {show_size(used)}; the medium has {show_size(left)} left",
+        hint="Make room, or take another volume (change `volume` and the medium's path).",
+    )
+    yield Finding(what="room for the set", problem=problem, warning=True)
+
+
+def _left_on_medium(config: Config) -> int | None:
+    """Bytes left on the volume, or where it will be made. None: not known."""
+    medium = config.open_medium()
+    try:
+        writing.look_at_volume(medium, config.volume)
+        return medium.capacity.left
+    except NoSuchVolume:
+        place = _place_of_volume(config)
+        return None if place is None or not place.is_dir() else shutil.disk_usage(place).free
+    except SplitmirrorError:
+        return None  # told by the look at the medium itself
+    finally:
+        medium.unload()
+
+
+def _place_of_volume(config: Config) -> Path | None:
+    """The directory of a medium that is a file."""
+    path = config.medium.get("path")
+    return Path(path).parent if isinstance(path, str) else None
 
 
 def _medium(config: Config) -> Iterable[Finding]:
@@ -100,7 +177,11 @@ def _medium(config: Config) -> Iterable[Finding]:
     try:
         try:
             writing.look_at_volume(medium, config.volume)
-        except NoSuchVolume:
+        except NoSuchVolume as problem:
+            place = _place_of_volume(config)
+            if place is not None and not place.is_dir():
+                yield Finding(what=f"volume {config.volume}", problem=problem)
+                return
             yield Finding(what=f"volume {config.volume}: will be made by the first backup")
             return
         left = medium.capacity.left

@@ -72,9 +72,11 @@ def test_a_name_cannot_write_to_the_terminal() -> None:
     assert printable(b"a\x1b[2Jb\xff\n") == "a\\x1b[2Jb\\xff\\n"
 
 
-def test_the_progress_line_ends_once_and_says_rate_and_share(
-    capsys: pytest.CaptureFixture[str],
+def test_the_progress_line_ends_once_and_says_rate_share_and_time_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    now_s = iter((0.0, 0.0, 10.0, 20.0, 20.0))
+    monkeypatch.setattr("splitmirror.cli.output.time.monotonic", lambda: next(now_s))
     line = Line("backup")
     line(0, 100 << 20)
     line(50 << 20, 100 << 20)
@@ -82,6 +84,26 @@ def test_the_progress_line_ends_once_and_says_rate_and_share(
     line(100 << 20, 100 << 20)
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert "50.0 MiB of 100.0 MiB (50 %)" in said
-    assert "left" in said
-    assert "/s" in said
+    assert "50.0 MiB of 100.0 MiB (50 %), 5.0 MiB/s, 10.0 s left" in said
+    assert said.endswith("100.0 MiB of 100.0 MiB (100 %), 5.0 MiB/s\n")
+
+
+def test_the_first_bytes_are_no_ground_for_a_guess(capsys: pytest.CaptureFixture[str]) -> None:
+    line = Line("backup")
+    line(3, 100 << 30)
+    said = capsys.readouterr().err
+    assert "3 B of 100.0 GiB (0 %)" in said
+    assert "left" not in said
+
+
+def test_an_error_that_replaces_another_does_not_repeat_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    try:
+        try:
+            raise OSError("the foreign one")
+        except OSError:
+            raise NoRoom("the tape is full") from None
+    except NoRoom as error:
+        print_error(error, as_json=False)
+    assert "the foreign one" not in capsys.readouterr().err

@@ -1,22 +1,31 @@
-"""The commands. Each opens what it needs, calls one recipe and prints what came of it."""
+"""The commands. Each opens what it needs, calls one recipe and prints what came of it.
+
+A recipe is imported by the command that calls it: with all of them `--version`, a completed word or
+a wrong option would wait half a second for a database's and a catalogue's libraries.
+"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from splitmirror import __version__, config
-from splitmirror.backup import backup as run_backup
-from splitmirror.catalog import Catalog
 from splitmirror.cli import show as words
 from splitmirror.cli.demo import demo
 from splitmirror.cli.output import print_json, terminal_watch
 from splitmirror.config import Config
-from splitmirror.errors import MirrorError
+from splitmirror.errors import MirrorError, NeedsRecovery
 from splitmirror.mirrors import Attachable, Mirror
 from splitmirror.preflight import require_root
+from splitmirror.run import take_lock, unfinished
+
+if TYPE_CHECKING:
+    from splitmirror.catalog import Catalog
 
 app = typer.Typer(
     name="splitmirror",
@@ -68,7 +77,7 @@ def init(
         print(text, end="")
     else:
         write_new(write, text)
-        print(f"wrote {write}; look through it, then run: splitmirror doctor -c {write}")
+        print(f"wrote {write}; look through it, it says what comes next")
 
 
 @app.command()
@@ -89,6 +98,8 @@ def doctor(path: ConfigPath = DEFAULT, json: Json = False) -> None:
 @app.command()
 def backup(path: ConfigPath = DEFAULT, json: Json = False) -> None:
     """Back up the source once."""
+    from splitmirror.backup import backup as run_backup
+
     made = run_backup(config.load(path), terminal_watch)
     if json:
         print_json(made)
@@ -121,7 +132,7 @@ def show(
         wanted = [pattern.encode(errors="surrogateescape") for pattern in patterns or ()]
         members = catalog.members(found.set_id, wanted) if files or wanted else iter(())
         if json:
-            print_json({"set": found, "members": list(members)})
+            print_json({"set": found, "members": [words.member(each) for each in members]})
             return
         words.print_set(found)
         words.print_members(members)
@@ -150,10 +161,11 @@ def restore(
         raise typer.BadParameter("say where: --to DIRECTORY, or --in-place for the original place")
     loaded = config.load(path)
     with _catalog(loaded) as catalog:
+        found = catalog.get(set_id)
         report = run_restore(
             loaded.open_medium(),
             catalog,
-            catalog.get(set_id).set_id,
+            found.set_id,
             [pattern.encode(errors="surrogateescape") for pattern in patterns or ()],
             to,
             original=in_place,
@@ -165,6 +177,8 @@ def restore(
         print_json(report)
     else:
         words.print_restored(report)
+        if not patterns:
+            words.print_next(found, to)
 
 
 @app.command()
@@ -176,11 +190,11 @@ def verify(set_id: SetId = "latest", path: ConfigPath = DEFAULT, json: Json = Fa
     with _catalog(loaded) as catalog:
         found = catalog.get(set_id)
     report = run_verify(loaded.open_medium(), found.set_id, progress=terminal_watch("verify"))
+    if not json:
+        words.print_verified(report)
+    report.require_sound()  # its error's document holds the report
     if json:
         print_json(report)
-    else:
-        words.print_verified(report)
-    report.require_sound()
 
 
 @app.command()
@@ -209,11 +223,15 @@ def drill(set_id: SetId = "latest", path: ConfigPath = DEFAULT, json: Json = Fal
 @catalog_app.command()
 def rebuild(path: ConfigPath = DEFAULT, json: Json = False) -> None:
     """Make the catalogue anew from the medium alone."""
-    from splitmirror.catalog.rebuild import rebuild as run_rebuild
+    from splitmirror.archive.seeking import loaded as loaded_volume
+    from splitmirror.catalog import Catalog
+    from splitmirror.catalog.rebuild import record_sets
 
     loaded = config.load(path)
-    with Catalog.open(loaded.catalog_path) as catalog:
-        sets = run_rebuild(loaded.open_medium(), catalog)
+    medium = loaded.open_medium()
+    # the volume first: without it no empty catalogue is left that looks like a good one
+    with loaded_volume(medium) as volume, Catalog.open(loaded.catalog_path) as catalog:
+        sets = record_sets(medium, volume, catalog)
     if json:
         print_json({"sets": sets})
     else:
@@ -230,13 +248,20 @@ def start(path: ConfigPath = DEFAULT, json: Json = False) -> None:
         return
     for volume in volumes:
         print(f"{volume.name}: {volume.device}")
+    print("mount them before the database starts; a new one gets its filesystem first")
 
 
 @mirror_app.command()
-def stop(path: ConfigPath = DEFAULT) -> None:
+def stop(path: ConfigPath = DEFAULT, json: Json = False) -> None:
     """Stop the mirror engine; its devices must not be mounted."""
     require_root()
-    _attachable(config.load(path).open_mirror()).detach()
+    mirror = config.load(path).open_mirror()
+    attached = mirror.state().attached
+    _attachable(mirror).detach()
+    if json:
+        print_json({"stopped": attached, "state": mirror.state()})
+    else:
+        print("stopped" if attached else "nothing to stop: the mirror was not attached")
 
 
 @mirror_app.command()
@@ -253,13 +278,13 @@ def status(path: ConfigPath = DEFAULT, json: Json = False) -> None:
 def resync(path: ConfigPath = DEFAULT, json: Json = False) -> None:
     """Rejoin a leg that was left split, and bring the mirror level."""
     require_root()
-    mirror = config.load(path).open_mirror()
-    parted = mirror.state().split_id
-    if parted is not None:
-        mirror.rejoin(parted)
-    mirror.synchronize(terminal_watch("synchronize"))
-    state = mirror.state()
-    mirror.close()
+    loaded = config.load(path)
+    with _alone(loaded), closing(loaded.open_mirror()) as mirror:
+        parted = mirror.state().split_id
+        if parted is not None:
+            mirror.rejoin(parted)
+        mirror.synchronize(terminal_watch("synchronize"))
+        state = mirror.state()
     if json:
         print_json(state)
     else:
@@ -294,7 +319,26 @@ def release(path: ConfigPath = DEFAULT, json: Json = False) -> None:
 
 
 def _catalog(loaded: Config) -> Catalog:
+    from splitmirror.catalog import Catalog
+
     return Catalog.open(loaded.catalog_path, must_exist=True)
+
+
+@contextmanager
+def _alone(loaded: Config) -> Iterator[None]:
+    """No backup of the source goes on, and none that was cut off still needs its leg. Raises Busy,
+    NeedsRecovery."""
+    lock_fd = take_lock(loaded.state, loaded.source)
+    try:
+        if cut_off := unfinished(loaded.state, loaded.source):
+            raise NeedsRecovery(
+                f"the backup {cut_off[0].name} was cut off; it may still be finished from its leg",
+                hint="Run `splitmirror recover`: it goes on with the backup where it can, and "
+                "rejoins the leg.",
+            )
+        yield
+    finally:
+        os.close(lock_fd)
 
 
 def _attachable(mirror: Mirror) -> Attachable:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from splitmirror.cli.output import print_json, terminal_watch
 from splitmirror.cli.show import pause_parts
-from splitmirror.demo import Options, Shown, run_demo
-from splitmirror.demo.timeline import timeline
 from splitmirror.errors import ConfigError
 from splitmirror.model import Check, Mode
 from splitmirror.progress import unwatched
 from splitmirror.units import parse_size, show_seconds, show_size
 
-DIRECTORY = Options().directory
+if TYPE_CHECKING:
+    from splitmirror.demo import Shown
+
+DIRECTORY = Path("/var/tmp")  # a scratch place that is not memory
+SMALLEST = 16 << 20  # below it the databases' own files are most of the lab
+LAB_UNIT = 1 << 20  # images are whole MiB
 FAILED = 1  # the demo ran to its end, but what it saw is not well
 
 
@@ -35,16 +38,15 @@ def demo(
     json: Annotated[bool, typer.Option("--json", help="The last line is one document.")] = False,
 ) -> None:
     """Back up and restore a running database in a scratch lab, and show what happened."""
-    if database not in ("postgresql", "sqlite"):
-        raise ConfigError(
-            f"the demo has no database {database!r}", hint="Take postgresql or sqlite."
-        )
+    _require_sensible(database, parse_size(size), directory)
+    from splitmirror.demo import Options, run_demo
+
     options = Options(
         database=database,
         mode=mode,
         check=check,
-        size=parse_size(size),
-        directory=directory,
+        size=parse_size(size) // LAB_UNIT * LAB_UNIT,
+        directory=directory.absolute(),
         keep=keep,
     )
     shown = run_demo(options, _quiet if json else _tell, unwatched if json else terminal_watch)
@@ -54,6 +56,23 @@ def demo(
         _print_shown(shown)
     if not shown.ok:
         raise typer.Exit(FAILED)
+
+
+def _require_sensible(database: str, size: int, directory: Path) -> None:
+    """Raises ConfigError for what the demo cannot do, before it makes anything."""
+    if database not in ("postgresql", "sqlite"):
+        raise ConfigError(
+            f"the demo has no database {database!r}", hint="Take postgresql or sqlite."
+        )
+    if size < SMALLEST:
+        raise ConfigError(
+            f"--size {show_size(size)} is too little for a database",
+            hint=f"Take {show_size(SMALLEST)} or more.",
+        )
+    if not directory.is_dir():
+        raise ConfigError(
+            f"--directory {directory} is no directory", hint="Make it, or name another one."
+        )
 
 
 def document(shown: Shown) -> dict[str, Any]:
@@ -92,6 +111,8 @@ def _quiet(line: str) -> None:
 
 
 def _print_shown(shown: Shown) -> None:
+    from splitmirror.demo.timeline import timeline
+
     made, ledger = shown.backup_set, shown.ledger
     print("\nthe configuration of this backup:\n")
     print("".join(f"    {line}\n" for line in shown.config_text.splitlines()))
@@ -104,8 +125,8 @@ def _print_shown(shown: Shown) -> None:
     print(f"    quiesce window {show_seconds(made.quiesce_window_s)}")
     maps = made.maps
     print(
-        f"\n  {made.files} files, {show_size(made.stored_bytes)} on {made.medium}; maps: "
-        f"{maps.early} early, {maps.renewed} renewed, {maps.new} new, {maps.gone} gone"
+        f"\n  {made.files} files and directories, {show_size(made.stored_bytes)} on {made.medium}; "
+        f"maps: {maps.early} early, {maps.renewed} renewed, {maps.new} new, {maps.gone} gone"
     )
     print(f"  restored {shown.restore.files} files, {shown.restore.mismatches} mismatches")
     print(

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import PurePath
 from typing import Any
@@ -17,6 +17,7 @@ from splitmirror.progress import Progress, silent
 from splitmirror.units import show_seconds, show_size
 
 REDRAW_S = 0.2
+RATE_AFTER_S = 1.0  # before that a rate, and the time left that follows from it, is a guess
 
 
 def plain(value: object) -> Any:
@@ -57,21 +58,27 @@ def print_error(error: SplitmirrorError, *, as_json: bool) -> None:
         print(f"  what to do: {error.hint}", file=sys.stderr)
     for note in getattr(error, "__notes__", ()):
         print(f"  also: {note}", file=sys.stderr)
-    before = error.__context__
-    while before is not None and before is not error.__cause__:
-        what = str(before) or type(before).__name__
-        print(f"  before that: {what}", file=sys.stderr)
-        before = before.__context__
+    for before in _before(error):
+        print(f"  before that: {str(before) or type(before).__name__}", file=sys.stderr)
     if as_json:
-        document: dict[str, object] = {
-            "kind": type(error).__name__,
-            "message": str(error),
-            "hint": error.hint,
-            "exit_code": error.exit_code,
-        }
-        if "report" in error.facts:
-            document["report"] = plain(error.facts["report"])
-        print_json({"error": document})
+        more = {"report": error.facts["report"]} if "report" in error.facts else {}
+        print_error_document(type(error).__name__, str(error), error.exit_code, error.hint, **more)
+
+
+def _before(error: BaseException) -> Iterator[BaseException]:
+    """The errors during whose handling this one came up, but not those that it says itself (raised
+    `from` another one, or `from None`)."""
+    while error.__context__ is not None and not error.__suppress_context__:
+        error = error.__context__
+        yield error
+
+
+def print_error_document(
+    kind: str, message: str, exit_code: int, hint: str = "", **more: object
+) -> None:
+    """An error as the one document of a command with --json."""
+    document = {"kind": kind, "message": message, "hint": hint, "exit_code": exit_code}
+    print_json({"error": document | more})
 
 
 class Line:
@@ -95,14 +102,21 @@ class Line:
         self._ended = last
         self._drawn_s = now_s
         text = f"{self._step}: {show_size(done)}"
-        rate = done / max(now_s - self._began_s, 1e-3)
+        seconds = now_s - self._began_s
         if total:
             text += f" of {show_size(total)} ({100 * done // total} %)"
-        text += f", {show_size(rate)}/s"
-        if total and rate and not last:
-            text += f", {show_seconds((total - done) / rate)} left"
+        if last or seconds >= RATE_AFTER_S:
+            rate = done / max(seconds, 1e-3)
+            text += f", {show_size(rate)}/s"
+            if total and not last:
+                text += f", {_show_left((total - done) / rate)} left"
         sys.stderr.write(f"\r\033[K{text}" + ("\n" if last else ""))
         sys.stderr.flush()
+
+
+def _show_left(seconds: float) -> str:
+    """The time left, no finer than it can be known."""
+    return "1 s" if seconds < 1 else show_seconds(round(seconds))
 
 
 def terminal_watch(step: str) -> Progress:

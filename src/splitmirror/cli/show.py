@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Iterable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from splitmirror.cli.output import printable
-from splitmirror.drill import DrillReport
 from splitmirror.mirrors import MirrorState
 from splitmirror.model import BackupSet, Finding
-from splitmirror.recover import Recovered
-from splitmirror.restore import RestoreReport
 from splitmirror.units import show_seconds, show_size
-from splitmirror.verify import VerifyReport
+
+if TYPE_CHECKING:  # the commands that have one have imported it
+    from splitmirror.catalog import Located
+    from splitmirror.drill import DrillReport
+    from splitmirror.recover import Recovered
+    from splitmirror.restore import RestoreReport
+    from splitmirror.verify import VerifyReport
 
 
 def finding(found: Finding) -> dict[str, Any]:
@@ -39,14 +45,24 @@ def print_set(shown: BackupSet) -> None:
     """A set with its phases, the write pause and what became of the maps."""
     state = "complete" if shown.complete else "INCOMPLETE"
     print(f"set {shown.set_id}: {state}, source {shown.source} on {shown.host}")
-    print(f"  {shown.database}, {shown.mode}, check {shown.check}, mirror {shown.mirror}")
-    print(f"  {shown.files} files, {show_size(shown.stored_bytes)} stored on {shown.medium}")
+    print(f"  began {shown.started:%Y-%m-%d %H:%M:%S %Z}{_took(shown)}")
+    print(f"  {shown.database}, {shown.mode} mode, check {shown.check}, mirror {shown.mirror}")
+    stored = show_size(shown.stored_bytes)
+    print(f"  {shown.files} files and directories, {stored} stored on {shown.medium}")
+    for name, path in shown.trees:
+        print(f"  {printable(name)}: was {printable(path)}")
     for phase in shown.phases:
         print(f"  {phase.name:<12} {show_seconds(phase.seconds):>10}")
     maps = shown.maps
     print(f"  maps: {maps.early} early, {maps.renewed} renewed, {maps.new} new, {maps.gone} gone")
     print(f"  write pause {show_seconds(shown.write_pause_s)}{pause_parts(shown)}")
     print(f"  quiesce window {show_seconds(shown.quiesce_window_s)}")
+
+
+def _took(shown: BackupSet) -> str:
+    if shown.ended is None:
+        return ", has no end"
+    return f", took {show_seconds((shown.ended - shown.started).total_seconds())}"
 
 
 def pause_parts(shown: BackupSet) -> str:
@@ -59,22 +75,64 @@ def print_sets(sets: Sequence[BackupSet]) -> None:
     if not sets:
         print("no sets")
         return
-    print(
-        f"{'set':<26} {'source':<12} {'database':<11} {'mode':<7} {'files':>8} {'stored':>10} pause"
+    heads = ("set", "began", "source", "database", "mode", "entries", "stored", "write pause")
+    print_table([heads, *(_row(shown) for shown in sets)], right=frozenset({5, 6, 7}))
+
+
+def _row(shown: BackupSet) -> tuple[str, ...]:
+    row = (
+        shown.set_id,
+        f"{shown.started:%Y-%m-%d %H:%M %Z}",
+        shown.source,
+        str(shown.database),
+        str(shown.mode),
+        str(shown.files),
+        show_size(shown.stored_bytes),
+        show_seconds(shown.write_pause_s),
     )
-    for shown in sets:
-        mark = "" if shown.complete else "  INCOMPLETE"
-        print(
-            f"{shown.set_id:<26} {shown.source:<12} {shown.database:<11} {shown.mode:<7} "
-            f"{shown.files:>8} {show_size(shown.stored_bytes):>10} "
-            f"{show_seconds(shown.write_pause_s)}{mark}"
+    return row if shown.complete else (*row, "INCOMPLETE")
+
+
+def print_table(rows: Sequence[Sequence[str]], right: frozenset[int]) -> None:
+    """Columns as wide as their widest cell; those in `right` stand at their right edge."""
+    widths = [
+        max(len(row[column]) for row in rows if column < len(row))
+        for column in range(max(map(len, rows)))
+    ]
+    for row in rows:
+        cells = (
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=False))
         )
+        print("  ".join(cells).rstrip())
 
 
-def print_members(members: Iterable[Any]) -> None:
-    for member in members:
-        title = f"  ({member.title})" if member.title else ""
-        print(f"{member.kind.name.lower():<9} {member.size:>14} {printable(member.name)}{title}")
+def print_members(members: Iterable[Located]) -> None:
+    for each in members:
+        title = f"  ({each.title})" if each.title else ""
+        print(f"{each.kind.name.lower():<9} {each.size:>14} {printable(each.name)}{title}")
+
+
+def member(located: Located) -> dict[str, Any]:
+    """A member as a JSON document: hashes in hexadecimal, the file's kind by its name."""
+    record = located.record
+    attributes = record.attributes
+    return {
+        "name": record.name,
+        "kind": attributes.kind.name.lower(),
+        "size": record.size,
+        "stored": record.stored,
+        "part": located.part,
+        "piece": record.piece,
+        "mode": attributes.mode,
+        "uid": attributes.uid,
+        "gid": attributes.gid,
+        "mtime_ns": attributes.mtime_ns,
+        "link": attributes.link,
+        "blake3": record.blake3.hex(),
+        "origin": record.origin,
+        "title": record.title,
+    }
 
 
 def print_mirror(state: MirrorState) -> None:
@@ -82,7 +140,8 @@ def print_mirror(state: MirrorState) -> None:
         print(f"not attached: {state.why}")
         return
     print(f"attached, {'level' if state.level else 'not level: ' + state.why}")
-    print(f"{show_size(state.dirty_bytes)} to copy")
+    if state.level or state.dirty_bytes:
+        print(f"{show_size(state.dirty_bytes)} written since, for the next synchronization")
     if state.split_id is not None:
         print(f"its leg is split for {state.split_id}")
 
@@ -94,6 +153,47 @@ def print_restored(report: RestoreReport) -> None:
     for skipped in report.skipped:
         name = printable(skipped.first)
         print(f"not given back: {skipped.what} of {skipped.count} ({skipped.why}), as of {name}")
+
+
+def print_next(restored: BackupSet, target: Path | None) -> None:
+    """What a person does with a whole set that came back, so that it runs beside nothing of the
+    original's by mistake."""
+    if restored.database == "postgresql":
+        print("\n".join(_start_postgresql(restored, target)))
+    elif restored.database == "sqlite":
+        print("ready to be opened; what was not checkpointed is in the -wal files beside it")
+
+
+def _start_postgresql(restored: BackupSet, target: Path | None) -> list[str]:
+    if target is None:
+        data = Path(os.fsdecode(dict(restored.trees)[b"data"]))
+        return [f"ready to start by its own service, or as its owner: {_pg_ctl(restored, data)}"]
+    target = Path(os.path.abspath(target))
+    data = target / "data"
+    options = ["-p 5499", "-c listen_addresses=", "-c archive_mode=off"]
+    options += _own_settings(restored, data, target / "outside")
+    return [
+        f"ready to start, as the owner of {data}. Its settings are the original's: beside a",
+        "running original it needs another port, and must not archive into the original's archive:",
+        f"  {_pg_ctl(restored, data)} -l {shlex.quote(str(data / 'start.log'))} -w "
+        f"-o {shlex.quote(' '.join(options))}",
+    ]
+
+
+def _pg_ctl(restored: BackupSet, data: Path) -> str:
+    program = Path(restored.facts.get("bin_dir", "")) / "pg_ctl"
+    return f"{program} start -D {shlex.quote(str(data))}"
+
+
+def _own_settings(restored: BackupSet, data: Path, outside: Path) -> list[str]:
+    """The options that keep a cluster whose configuration lay outside its data directory, as
+    Debian's does, away from the original's files."""
+    places = {
+        name: outside / restored.facts.get(name, "").lstrip("/")
+        for name in ("config_file", "hba_file", "ident_file")
+    }
+    own = [f"-c {name}={shlex.quote(str(path))}" for name, path in places.items() if path.is_file()]
+    return [*own, f"-c data_directory={shlex.quote(str(data))}"] if own else []
 
 
 def print_verified(report: VerifyReport) -> None:
