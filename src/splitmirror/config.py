@@ -98,6 +98,16 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def block_size(self) -> int:
         return parse_size(self.backup.block_size)
 
+    @property
+    def programs(self) -> list[str]:
+        """The system's programs that the drivers run, as their modules declare them."""
+        modules = (
+            _driver("mirrors", "mirror", self.mirror)[0],
+            _driver("databases", "database", self.database)[0],
+            _driver("media", "medium", self.medium)[0],
+        )
+        return [program for module in modules for program in getattr(module, "PROGRAMS", ())]
+
     def open_mirror(self) -> Mirror:
         """The mirror engine, connected to nothing yet."""
         module, settings = _driver("mirrors", "mirror", self.mirror)

@@ -25,7 +25,7 @@ from splitmirror.mirrors import Mirror
 from splitmirror.model import Filesystem, Finding
 from splitmirror.recover import holder_of
 from splitmirror.run import unfinished
-from splitmirror.system import process
+from splitmirror.system import process, programs
 from splitmirror.units import show_size
 
 STATE_ROOM = 64 << 20  # journal, plan and catalogue of a small set
@@ -39,6 +39,7 @@ def examine(config: Config) -> list[Finding]:
     findings = [preflight.privileges()]
     if findings[0].problem is not None:
         return findings
+    findings += _looked("programs", lambda: _programs(config))
     findings += _looked("the state directory", lambda: _state(config))
     findings += _looked("earlier runs", lambda: _earlier(config))
     findings += _looked("the catalogue", lambda: _catalog(config))
@@ -52,6 +53,14 @@ def _looked(what: str, look: Callable[[], Iterable[Finding]]) -> list[Finding]:
         return list(look())
     except SplitmirrorError as problem:
         return [Finding(what=what, problem=problem)]
+
+
+def _programs(config: Config) -> Iterable[Finding]:
+    for program in config.programs:
+        try:
+            yield Finding(what=f"program {programs.need(program)}")
+        except SplitmirrorError as problem:
+            yield Finding(what=f"program {program}", problem=problem)
 
 
 def _state(config: Config) -> Iterable[Finding]:

@@ -40,7 +40,7 @@ def attached(mirror: Mirror) -> Finding:
         return Finding(
             what="mirror",
             problem=MirrorNotReady(
-                f"the mirror is not attached: {state.why or 'it was never started'}",
+                f"the mirror does not run: {state.why or 'it was never started'}",
                 hint="Start it with `splitmirror mirror start`, then mount its devices.",
             ),
         )
@@ -49,7 +49,8 @@ def attached(mirror: Mirror) -> Finding:
             what="mirror",
             problem=MirrorNotReady(
                 f"the leg of backup {state.split_id} is still split",
-                hint="Run `splitmirror resync` when its leg is not needed any more.",
+                hint="If that backup was cut off, run `splitmirror recover`. If its leg was left "
+                "split on purpose and is not needed any more, run `splitmirror resync`.",
                 split_id=state.split_id,
             ),
         )

@@ -292,12 +292,18 @@ def resync(path: ConfigPath = DEFAULT, json: Json = False) -> None:
 
 
 @app.command()
-def recover(path: ConfigPath = DEFAULT, json: Json = False) -> None:
+def recover(
+    give_up: Annotated[
+        bool, typer.Option("--give-up", help="Do not go on with the backup: throw its split away.")
+    ] = False,
+    path: ConfigPath = DEFAULT,
+    json: Json = False,
+) -> None:
     """After a crash: release everything, then go on with the backup or throw its split away."""
     from splitmirror.recover import recover as run_recover
 
     require_root()
-    recovered = run_recover(config.load(path), terminal_watch)
+    recovered = run_recover(config.load(path), terminal_watch, give_up=give_up)
     if json:
         print_json({"runs": recovered})
     else:

@@ -1,7 +1,8 @@
 """The mirror seam: what a mirror engine must do. One engine, one file in this folder.
 
 An engine module has `Settings` (a msgspec.Struct, its own table of the configuration) and
-`open_mirror(settings, state_dir) -> Mirror`. It is found by its name in the configuration.
+`open_mirror(settings, state_dir) -> Mirror`. It is found by its name in the configuration. Like a
+module of the other seams it may have `PROGRAMS`: what it runs of the system's, for `doctor`.
 """
 
 from __future__ import annotations

@@ -49,6 +49,8 @@ from splitmirror.system.stackrecord import EndedSplit, StackRecord, SyncReport
 from splitmirror.units import parse_size, show_size
 
 # Node names have 31 characters at most, of which the leg's node needs four for itself.
+PROGRAMS = ("qemu-storage-daemon", "nbdfuse", "fusermount3", "setsid")  # what doctor looks for
+
 _DISK_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,23}")
 _SPLIT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _SPLIT_JOB = re.compile(r"split\.(?P<disk>[^.]+)\.(?P<split_id>.+)")

@@ -22,7 +22,13 @@ IN_PLACE = ("ext4", "xfs")  # overwriting an allocated block needs no new one
 
 
 def check_place(path: Path) -> None:
-    """Raise UnsafeMirror when an image at `path` would lie where room cannot be reserved."""
+    """Raise UnsafeMirror when an image at `path` would lie where room cannot be reserved, and
+    MirrorError when its directory does not exist."""
+    if not path.parent.is_dir():
+        raise MirrorError(
+            f"there is no directory {path.parent} for the image {path.name}",
+            hint=f"Make it with `mkdir -p {path.parent}`, or correct [mirror].",
+        )
     mount = filesystems.mount_of(path if path.exists() else path.parent)
     if mount.fstype not in IN_PLACE:
         raise UnsafeMirror(

@@ -120,7 +120,7 @@ def backing(device: str) -> str | None:
     try:
         return os.fsdecode(sysfs.read_bytes().rstrip(b"\n"))
     except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENXIO):
+        if error.errno in (errno.ENOENT, errno.ENXIO, errno.ENODEV):  # detached, or just now
             return None
         raise
 
