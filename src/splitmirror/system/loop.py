@@ -11,6 +11,7 @@ import fcntl
 import os
 import stat
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ _CONFIG = struct.Struct(f"<II{_INFO.size}s64x")  # fd, block size, info, reserve
 
 # Between asking for a free number and taking it somebody else may take it.
 _ATTEMPTS = 100
+_RETRY_S = 0.005
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +159,9 @@ def _configure(config: bytes, read_only: bool, path: str | os.PathLike[str]) -> 
         try:
             fd = os.open(device, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
         except OSError as error:
+            if error.errno in (errno.ENXIO, errno.ENODEV):  # its last user is just leaving it
+                time.sleep(_RETRY_S)
+                continue
             raise DeviceFailed(
                 f"cannot open {device}: {error.strerror}",
                 hint=f"Is /dev a devtmpfs? Else: mknod {device} b 7 {number}",
