@@ -95,7 +95,7 @@ def backup(config: Config, watch: Watch = unwatched) -> BackupSet:
         look_first(config, tools)
         with run.phase("synchronize", options.synchronize_deadline_s):
             tools.mirror.synchronize(watch("synchronize"))
-        with run.phase("map"):
+        with run.phase("map", options.map_deadline_s):
             early = map_early(tools)
             outside = writing.copy_outside(early.layout.outside, run.directory / "outside")
         with thrown_away_on_failure(run, tools.mirror):
@@ -134,7 +134,7 @@ def write(
 ) -> writing.Written:
     """The files off the leg, one by one, onto the medium, from the first part that is not yet
     whole there; then the set's own catalogue."""
-    with run.phase("backup"):
+    with run.phase("backup", config.backup.write_deadline_s):
         job = writing.Job(
             trusted=trusted,
             backup_set=replace(trusted.backup_set, maps=counts, phases=tuple(run.phases)),
@@ -156,7 +156,8 @@ def clean_up(config: Config, run: Run, tools: Tools, written: writing.Written) -
     """Enter the set into the catalogue and rejoin the mirror. It is whole on the medium: should
     this fail, the run stays open for `recover`."""
     run.keep_open = True
-    with run.phase("cleanup"), said_to_be_whole(run.set_id):
+    limit_s = config.backup.cleanup_deadline_s
+    with run.phase("cleanup", limit_s), said_to_be_whole(run.set_id):
         tools.catalog.record(written.backup_set, written.parts, written.members())
         if config.backup.cleanup is Cleanup.REJOIN:
             tools.mirror.rejoin(run.set_id)

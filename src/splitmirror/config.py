@@ -38,7 +38,10 @@ class BackupOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     freeze_deadline_s: float = 10.0
     quiesce_deadline_s: float = 600.0
     synchronize_deadline_s: float = 86_400.0
+    map_deadline_s: float = 3_600.0
     leg_deadline_s: float = 3_600.0
+    write_deadline_s: float = 7 * 86_400.0
+    cleanup_deadline_s: float = 86_400.0
 
     def __post_init__(self) -> None:
         block, part = parse_size(self.block_size), parse_size(self.part_size)
