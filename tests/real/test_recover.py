@@ -215,8 +215,9 @@ def test_a_failed_run_keeps_nothing_but_its_journal(
         raise LegError("a bad disk", hint="Replace it.")
 
     monkeypatch.setattr(writing, "whole_set", broken)
+    before = set((loaded.state / "runs").iterdir())
     with pytest.raises(LegError, match="bad disk"):
         backup(loaded)
-    newest = max((loaded.state / "runs").iterdir())
-    assert [path.name for path in newest.iterdir()] == ["journal"]
+    (failed,) = set((loaded.state / "runs").iterdir()) - before
+    assert [path.name for path in failed.iterdir()] == ["journal"]
     assert unfinished(loaded.state, loaded.source) == []
