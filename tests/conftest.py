@@ -7,6 +7,7 @@ import shutil
 import signal
 
 import pytest
+from hypothesis import settings
 
 PROGRAMS = ("qemu-storage-daemon", "nbdfuse", "mke2fs", "mkfs.xfs")
 
@@ -26,6 +27,10 @@ def missing() -> list[str]:
 def pytest_configure() -> None:
     """Ctrl-C is part of what is tested; a job in the background is started with it ignored."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Where many changes are judged, the same examples each time; elsewhere always new ones.
+    settings.register_profile("ci", derandomize=True)
+    if os.environ.get("CI"):
+        settings.load_profile("ci")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
