@@ -1,8 +1,9 @@
 # make demo    set up, then a whole backup and restore on the embedded mirror   (ARGS="--json ...")
 # make test    set up, then every test; the slow tiers say what they ran        (ARGS="-k name")
-# make bench   a backup against GNU tar on the mounted leg, as paired ratios  (ARGS="--pairs 5")
+# make bench   every figure that matters, against what people use instead (ARGS="--scale 0.1 --json")
+# make bench-page   docs/performance.md from the figures that `make bench` saved
 # make check   style, types and the rooms' import rules
-.PHONY: setup demo test test-fast bench check clean
+.PHONY: setup demo test test-fast bench bench-page check clean
 
 setup:
 	@scripts/setup
@@ -17,7 +18,11 @@ test-fast: setup
 	.venv/bin/pytest tests/unit tests/contract tests/property -m "not real and not crash" $(ARGS)
 
 bench: setup
-	@.venv/bin/python bench/backup_vs_tar.py $(ARGS)
+	@scripts/setup bench
+	@.venv/bin/python -m bench $(ARGS)
+
+bench-page:
+	.venv/bin/python -m bench.page docs/performance.json docs/performance.md
 
 check: setup
 	.venv/bin/ruff check

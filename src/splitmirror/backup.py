@@ -7,15 +7,17 @@ two are shared with `recover`, which goes on with a backup that was cut off.
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from typing import cast
 
 from splitmirror import writing
 from splitmirror.catalog import Catalog
-from splitmirror.config import Config
+from splitmirror.config import BackupOptions, Config
 from splitmirror.databases import Database, Layout, RedoFile
 from splitmirror.errors import (
     LegError,
@@ -25,9 +27,13 @@ from splitmirror.errors import (
     SplitmirrorError,
     UnsupportedStack,
 )
-from splitmirror.extents.check import Checked, check, check_maps
+from splitmirror.extents.changes import Changes
+from splitmirror.extents.check import Checked, Shortened, check, check_changed, check_maps
+from splitmirror.extents.confirm import strange_directory
 from splitmirror.extents.known import Known
-from splitmirror.extents.scan import rescan, scan
+from splitmirror.extents.renew import Patch, renew
+from splitmirror.extents.rescan import rescan
+from splitmirror.extents.scan import scan
 from splitmirror.extents.table import FileTable
 from splitmirror.extents.trees import plan_trees
 from splitmirror.extents.views import LegView, PrimaryView
@@ -35,7 +41,7 @@ from splitmirror.freeze import Freeze
 from splitmirror.guard import Guard
 from splitmirror.hold import Hold
 from splitmirror.media import Medium
-from splitmirror.mirrors import Feature, Mirror
+from splitmirror.mirrors import Feature, Mirror, Preparing
 from splitmirror.model import (
     BackupSet,
     Check,
@@ -48,10 +54,12 @@ from splitmirror.model import (
     Tree,
 )
 from splitmirror.preflight import attached, require_root, stop_at_first, would_freeze
-from splitmirror.progress import Watch, unwatched
+from splitmirror.progress import Progress, Watch, unwatched
 from splitmirror.run import Run
 from splitmirror.stream.plan import Plan, plan_parts
-from splitmirror.units import show_size
+from splitmirror.stream.speed import measured_rate
+from splitmirror.system import filesystems
+from splitmirror.units import parse_size, show_size
 
 # A member's headers, its padding, its line in the manifest and again in the set's catalogue.
 MEMBER_TAKES = 2560
@@ -73,13 +81,14 @@ class Seen:
 
     layout: Layout
     trees: tuple[Tree, ...]
-    table: FileTable
+    table: FileTable | Patch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Early(Seen):
-    """The look before the quiesce, `known` by directory so that the next one is a difference."""
+    """The look before the quiesce, `known` by name so that the next one is a difference."""
 
+    table: FileTable
     known: Known
 
 
@@ -91,19 +100,24 @@ def backup(config: Config, watch: Watch = unwatched) -> BackupSet:
     """
     require_root()
     options = config.backup
-    with Run.begin(config.state, config.source) as run, opened(config) as tools:
+    with (
+        Run.begin(config.state, config.source) as run,
+        opened(config) as tools,
+        Changes() as changes,
+    ):
         look_first(config, tools)
         with run.phase("synchronize", options.synchronize_deadline_s):
             tools.mirror.synchronize(watch("synchronize"))
         with run.phase("map", options.map_deadline_s):
-            early = map_early(tools)
-            outside = writing.copy_outside(early.layout.outside, run.directory / "outside")
+            early = map_early(tools, changes, watch("map"))
+            off_roots = (*early.layout.outside, *early.layout.bare)
+            outside = writing.copy_outside(off_roots, run.directory / "outside")
         with thrown_away_on_failure(run, tools.mirror):
             with standstill(config, run, tools, early.trees) as hold:
                 with run.phase("quiesce", options.quiesce_deadline_s):
                     hold.quiesce()
                 with run.phase("discover", options.quiesce_deadline_s):
-                    found = discover(tools, early, options.mode)
+                    found = discover(run, tools, early, changes, options.mode)
                 with run.phase("prepare", options.quiesce_deadline_s):
                     prepare(config, tools, found)
                 with run.phase("split", options.quiesce_deadline_s):  # the guard bounds the freeze
@@ -114,12 +128,17 @@ def backup(config: Config, watch: Watch = unwatched) -> BackupSet:
                         checked = check_quiesced(config, tools, run.set_id, early, found)
                 with run.phase("release", options.quiesce_deadline_s):
                     redo = hold.release(run.directory / "redo")
-            trusted = trust(config, run, tools, hold, found, outside + redo)
+            changes.close()
+            trusted = trust(config, run, tools, hold, found, outside + redo, changes.state)
             if checked is None:
                 with run.phase("check", options.leg_deadline_s):
                     checked = check_released(config, tools, run.set_id, early, found)
-            plan = plan_writing(run, trusted, found.layout, checked)
-            written = write(config, run, tools, trusted, checked.counts, plan, watch)
+            elif isinstance(checked, Shortened):
+                with run.phase("confirm", options.leg_deadline_s):
+                    checked = confirm(config, run, tools, early, found, checked)
+            plan, counts = plan_writing(run, trusted, found.layout, checked), checked.counts
+            del early, found, checked  # their tables; what is read stands in the plan's
+            written = write(config, run, tools, trusted, counts, plan, watch)
         return clean_up(config, run, tools, written)
 
 
@@ -135,12 +154,15 @@ def write(
     """The files off the leg, one by one, onto the medium, from the first part that is not yet
     whole there; then the set's own catalogue."""
     with run.phase("backup", config.backup.write_deadline_s):
+        leg = tools.mirror.leg(run.set_id, config.backup.leg_deadline_s)
+        to_measure = parse_size(config.backup.measure_leg)
         job = writing.Job(
             trusted=trusted,
             backup_set=replace(trusted.backup_set, maps=counts, phases=tuple(run.phases)),
             plan=plan,
-            leg=tools.mirror.leg(run.set_id, config.backup.leg_deadline_s),
+            leg=leg,
             titles=tools.database.titles(plan.table.names),
+            leg_rate=measured_rate(leg, to_measure) if to_measure else None,
         )
         return writing.write_set(
             job,
@@ -222,12 +244,19 @@ def look_first(config: Config, tools: Tools) -> None:
         writing.look_at_volume(tools.medium, config.volume)
 
 
-def map_early(tools: Tools) -> Early:
-    """Map every file of the set to its extents, before the database is quiesced."""
+def map_early(tools: Tools, changes: Changes, progress: Progress) -> Early:
+    """Map every file of the set to its extents, before the database is quiesced.
+
+    In this order: what changes from now on is watched; what was written before is flushed, for a
+    map of it could change later without a trace; then it is mapped.
+    """
     layout = tools.database.layout()
     trees = plan_trees(layout.roots, tools.mirror.volumes(), layout.keep)
+    changes.arm(trees)
+    for filesystem in filesystems_of(trees):
+        filesystems.flush(filesystem.mountpoint)
     with PrimaryView(trees) as view:
-        table = scan(view, trees, layout.keep)
+        table = scan(view, trees, layout.keep, progress=progress)
     stop_at_first(tools.mirror.preflight(filesystems_of(trees)))
     tools.medium.load(writable=True)
     return Early(layout=layout, trees=trees, table=table, known=Known(table))
@@ -235,7 +264,7 @@ def map_early(tools: Tools) -> Early:
 
 @contextmanager
 def standstill(config: Config, run: Run, tools: Tools, trees: tuple[Tree, ...]) -> Iterator[Hold]:
-    """The guard, and under its eyes the holds that the recipe takes."""
+    """The guard, and under its eyes the holds that the recipe takes; the split is prepared."""
     mountpoints = [filesystem.mountpoint for filesystem in filesystems_of(trees)]
     run.journal.record("split intended", split_id=run.set_id)
     with (
@@ -250,13 +279,16 @@ def standstill(config: Config, run: Run, tools: Tools, trees: tuple[Tree, ...]) 
             deadline_s=config.backup.quiesce_deadline_s,
         ) as hold,
     ):
+        if Feature.PREPARES in tools.mirror.features:
+            cast(Preparing, tools.mirror).prepare_split(run.set_id)
         yield hold
 
 
-def discover(tools: Tools, early: Early, mode: Mode) -> Seen:
+def discover(run: Run, tools: Tools, early: Early, changes: Changes, mode: Mode) -> Seen:
     """Which files make up the database right now, and is each of them on the mirror.
 
     A difference to the early look, not a look at everything: in freeze mode writers wait for it.
+    Where it is known what changed, only that is looked at.
     """
     layout = tools.database.layout()
     trees = plan_trees(layout.roots, tools.mirror.volumes(), layout.keep)
@@ -268,8 +300,14 @@ def discover(tools: Tools, early: Early, mode: Mode) -> Seen:
                 "the backup began",
                 hint="Start the backup again; it will include that filesystem.",
             )
+    changed = changes.names(trees)
+    run.journal.record("watched", state=changes.state, names=len(changed or ()))
+    table: FileTable | Patch
     with PrimaryView(trees, live=mode is Mode.HOT) as view:
-        table = rescan(view, trees, layout.keep, early.known)
+        if changed is None:
+            table = rescan(view, trees, layout.keep, early.known)
+        else:
+            table = renew(view, trees, layout.keep, early.known, changed)
     return Seen(layout=layout, trees=trees, table=table)
 
 
@@ -287,18 +325,23 @@ def prepare(config: Config, tools: Tools, found: Seen) -> None:
 
 def check_quiesced(
     config: Config, tools: Tools, split_id: str, early: Early, found: Seen
-) -> Checked:
+) -> Checked | Shortened:
     """Find the stale maps while the database is held.
 
-    In hot mode the leg is asked, which costs writers nothing; in freeze mode the frozen primary,
-    unless the leg is ready at once.
+    In hot mode the leg is asked, which costs writers nothing. In freeze mode writers wait: where it
+    is known what changed, that was mapped under the freeze when it was discovered, and `confirm`
+    follows when nobody waits any more; else the leg is asked, if it is ready at once, or the frozen
+    primary.
     """
+    if config.backup.mode is Mode.FREEZE and isinstance(found.table, Patch):
+        return check_changed(found.table)
     if config.backup.mode is Mode.HOT or Feature.INSTANT_LEG in tools.mirror.features:
         try:
             return check_released(config, tools, split_id, early, found)
         except UnsupportedStack:
             if config.backup.mode is Mode.HOT:
                 raise
+    assert isinstance(found.table, FileTable)
     with PrimaryView(found.trees, live=False) as view:
         return check_maps(view, found.table, early=early.table)
 
@@ -314,7 +357,23 @@ def check_released(
 def check_leg(leg: Leg, early: FileTable, found: Seen) -> Checked:
     with LegView(leg, found.trees) as view:
         now = scan(view, found.trees, found.layout.keep, xattrs=True)
+    now.of_leg = True
     return check(early, now)
+
+
+def confirm(
+    config: Config, run: Run, tools: Tools, early: Early, found: Seen, checked: Shortened
+) -> Checked:
+    """Hold a shortened check against the leg: no directory on it has other names. That a map or a
+    size is right is seen when the file is read. What the watch missed has everything checked."""
+    leg = tools.mirror.leg(run.set_id, config.backup.leg_deadline_s)
+    whole = checked.whole()
+    with LegView(leg, found.trees) as view:
+        strange = strange_directory(view, found.trees, found.layout.keep, Known(whole.table))
+    if strange is None:
+        return whole
+    run.journal.record("missed by the watch", directory=os.fsdecode(strange))
+    return check_leg(leg, early.table, found)
 
 
 def trust(
@@ -324,6 +383,7 @@ def trust(
     hold: Hold,
     found: Seen,
     copied: tuple[RedoFile, ...],
+    watched: str,
 ) -> writing.Trusted:
     """The hold lasted and the redo log lies synced: from here on a crash resumes the backup."""
     backup_set = BackupSet(
@@ -337,10 +397,12 @@ def trust(
         medium=config.medium["driver"],
         started=run.began,
         write_pause_s=hold.pause_s,
-        pause_parts=pause_parts(config.backup.mode, hold, run.phases),
+        pause_parts=pause_parts(config.backup, hold, run.phases),
         quiesce_window_s=hold.ended_s - hold.began_s,
-        trees=tuple((tree.name, tree.path) for tree in found.trees),
+        trees=tuple((tree.name, tree.path) for tree in found.trees)
+        + tuple((root.name, root.path) for root in found.layout.apart),
         facts=tools.database.facts(),
+        watch=watched,
     )
     trusted = writing.Trusted(
         backup_set=backup_set,
@@ -354,15 +416,16 @@ def trust(
     return trusted
 
 
-def pause_parts(mode: Mode, hold: Hold, phases: list[Phase]) -> dict[str, float]:
+def pause_parts(options: BackupOptions, hold: Hold, phases: list[Phase]) -> dict[str, float]:
     """What the write pause consists of, in seconds: in hot mode the split, in freeze mode every
     phase under the freeze."""
     parts = hold.pause_parts
-    held_s = parts.pop("held")
     under = {"discover", "prepare", "split", "check"}
-    held = {"split": held_s}
-    if mode is Mode.FREEZE:
+    held = {"split": parts["held"]}
+    if options.mode is Mode.FREEZE:
         held = {phase.name: phase.seconds for phase in phases if phase.name in under}
+        if options.check is Check.RELEASED:
+            held["split"] -= parts["thaw"]  # that phase ends with it
     return {"freeze": parts["freeze"], **held, "thaw": parts["thaw"]}
 
 

@@ -21,20 +21,23 @@ from splitmirror.errors import ConfigError
 from splitmirror.media import Medium
 from splitmirror.mirrors import Mirror
 from splitmirror.model import Check, Cleanup, Mode
-from splitmirror.units import parse_size
+from splitmirror.units import parse_size, size_setting
 
 DEFAULT_PATH = Path("/etc/splitmirror.toml")
+_LONGEST_S = 1e9  # 31 years; a timer's clock counts nanoseconds in 63 bits
 Seam = Literal["mirrors", "databases", "media"]
 
 
 class BackupOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`[backup]`: how a backup is made. Deadlines in seconds."""
+    """`[backup]`: how a backup is made. Deadlines in seconds. `measure_leg`: so much of the leg is
+    read by itself before the files are, to tell how much of its rate the backup reached; 0: not."""
 
     mode: Mode = Mode.HOT
     check: Check = Check.QUIESCED
     cleanup: Cleanup = Cleanup.REJOIN
     part_size: str | int = "1GiB"
     block_size: str | int = "256KiB"
+    measure_leg: str | int = 0
     freeze_deadline_s: float = 10.0
     quiesce_deadline_s: float = 600.0
     synchronize_deadline_s: float = 86_400.0
@@ -44,7 +47,9 @@ class BackupOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     cleanup_deadline_s: float = 86_400.0
 
     def __post_init__(self) -> None:
-        block, part = parse_size(self.block_size), parse_size(self.part_size)
+        block = size_setting("[backup] block_size", self.block_size)
+        part = size_setting("[backup] part_size", self.part_size)
+        size_setting("[backup] measure_leg", self.measure_leg)
         if block % 512 or not 4096 <= block <= 1 << 20:
             raise ConfigError(
                 f"[backup] block_size is {self.block_size}",
@@ -55,6 +60,13 @@ class BackupOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
                 f"[backup] part_size {self.part_size} is below 16 blocks of {self.block_size}",
                 hint="Take 1GiB for files, 8GiB for tape.",
             )
+        for key in self.__struct_fields__:
+            limit_s = getattr(self, key)
+            if key.endswith("_deadline_s") and not 0 < limit_s <= _LONGEST_S:
+                raise ConfigError(
+                    f"[backup] {key} is {limit_s:g}",
+                    hint="Give it a number of seconds above 0, a thousand million at most.",
+                )
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -147,15 +159,19 @@ def load(path: Path) -> Config:
     return config
 
 
-def drivers(seam: Seam) -> list[str]:
-    """The names of all drivers of a seam."""
+def drivers(seam: Seam, *, for_tests: bool = False) -> list[str]:
+    """The names of the drivers of a seam that a configuration may name; with `for_tests` also those
+    that tests alone open, whose modules say `FOR_TESTS = True`."""
     package = importlib.import_module(f"splitmirror.{seam}")
     names = [module.name for module in pkgutil.iter_modules(package.__path__)]
-    return [name for name in names if not name.startswith("_") and _is_driver(seam, name)]
+    return [
+        name for name in names if not name.startswith("_") and _is_driver(seam, name, for_tests)
+    ]
 
 
-def _is_driver(seam: Seam, name: str) -> bool:
-    return hasattr(importlib.import_module(f"splitmirror.{seam}.{name}"), "Settings")
+def _is_driver(seam: Seam, name: str, for_tests: bool) -> bool:
+    module = importlib.import_module(f"splitmirror.{seam}.{name}")
+    return hasattr(module, "Settings") and (for_tests or not getattr(module, "FOR_TESTS", False))
 
 
 def _driver(seam: Seam, table: str, values: dict[str, Any]) -> tuple[Any, Any]:

@@ -120,6 +120,9 @@ def _source(config: Config) -> Iterable[Finding]:
             where = f"{tree.filesystem.fstype} {tree.filesystem.mountpoint}"
             name = tree.name.decode(errors="backslashreplace")
             yield Finding(what=f"{name}: on {where}, volume {tree.filesystem.volume}")
+        for root in layout.apart:
+            name, where = os.fsdecode(root.name), os.fsdecode(root.path)
+            yield Finding(what=f"{name}: {where}, copied from there; neither frozen nor split")
         yield from preflight.would_freeze(config, filesystems_of(trees))
         yield from mirror.preflight(filesystems_of(trees))
         yield from _room_for_set(config, filesystems_of(trees))

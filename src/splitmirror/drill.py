@@ -2,16 +2,16 @@
 
 The whole set is restored to a scratch place, the database makes it ready and starts it walled off
 from the original (databases.Database.start_copy), its own checks are run, it is stopped, and the
-scratch place is removed: whatever happens, also on Ctrl-C.
+scratch place is removed: whatever happens, also on Ctrl-C. After kill -9 the next drill, or
+`recover`, takes it away (`sweep`).
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -20,11 +20,12 @@ from typing import Generic, TypeVar
 from splitmirror.archive.clearing import needed, room
 from splitmirror.catalog import Catalog
 from splitmirror.databases import Database, RunningCopy
-from splitmirror.errors import CopyFailed, NoRoom, SplitmirrorError
+from splitmirror.errors import CopyFailed, NoRoom
 from splitmirror.media import Medium
 from splitmirror.model import BackupSet
 from splitmirror.progress import Progress, silent
 from splitmirror.restore import OUTSIDE, restore, roots_of
+from splitmirror.system import scratch as scratch_directories
 from splitmirror.units import show_size
 
 T = TypeVar("T")
@@ -117,10 +118,20 @@ def originals(catalog: Catalog, backup_set: BackupSet) -> tuple[Path, ...]:
     return tuple(dict.fromkeys((*trees, *roots.values(), *own)))
 
 
-@contextmanager
-def _scratch(backup_set: BackupSet, wanted: Path | None) -> Iterator[Path]:
+def sweep(scratch: Path | None = None) -> list[Path]:
+    """Take away what drills have left that were killed, in `scratch` or wherever a drill would go;
+    a copy that still runs there is ended. Gives the directories. A drill that goes on is let be."""
+    return scratch_directories.sweep(_places(scratch))
+
+
+def _places(wanted: Path | None) -> tuple[Path, ...]:
+    return (wanted,) if wanted is not None else (Path(tempfile.gettempdir()), *_PLACES)
+
+
+def _scratch(backup_set: BackupSet, wanted: Path | None) -> AbstractContextManager[Path]:
     """A private directory with room for the set, gone in the end with all that is in it."""
-    places = (wanted,) if wanted is not None else (Path(tempfile.gettempdir()), *_PLACES)
+    sweep(wanted)  # what a dead one left may be the room that is missing
+    places = _places(wanted)
     place = next((place for place in places if _fits(place, backup_set)), None)
     if place is None:
         raise NoRoom(
@@ -128,25 +139,8 @@ def _scratch(backup_set: BackupSet, wanted: Path | None) -> Iterator[Path]:
             f"({show_size(backup_set.stored_bytes)}) in {', '.join(map(str, places))}",
             hint="Make room there, or set TMPDIR to a directory on a larger filesystem.",
         )
-    directory = Path(tempfile.mkdtemp(prefix="splitmirror-drill-", dir=place))
-    try:
-        yield directory
-    except BaseException as error:
-        _remove(directory, error)
-        raise
-    _remove(directory, None)
+    return scratch_directories.scratch(place)
 
 
 def _fits(place: Path, backup_set: BackupSet) -> bool:
     return place.is_dir() and room(place) >= needed(backup_set.stored_bytes, backup_set.files)
-
-
-def _remove(directory: Path, first: BaseException | None) -> None:
-    """A failure to remove never hides the first error."""
-    try:
-        shutil.rmtree(directory)
-    except OSError as error:
-        told = f"the scratch directory {directory} could not be removed: {error}"
-        if first is None:
-            raise SplitmirrorError(told, hint="Remove it by hand.") from error
-        first.add_note(told)

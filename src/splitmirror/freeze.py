@@ -22,6 +22,7 @@ from typing import Self
 from splitmirror.errors import FreezeFailed, GuardLost, HoldBroken, SplitmirrorError
 from splitmirror.guard import Guard
 from splitmirror.system import filesystems
+from splitmirror.system.deadline import uninterrupted
 
 FREEZE_DEADLINE_S = 10.0
 _WHAT = "freeze"  # the name of this hold for the guard
@@ -178,6 +179,7 @@ class Freeze:
             _raise_first(self._all, outcomes)
             raise GuardLost("the guard died during the freeze", hint="Run the backup again.")
 
+    @uninterrupted()
     def thaw(self) -> None:
         """Thaw all, and so prove that they were frozen all the time: raises HoldBroken when one was
         not any more, FreezeFailed when one cannot be thawed. Not frozen: harmless."""
@@ -200,6 +202,7 @@ class Freeze:
             )
         self._let_go()
 
+    @uninterrupted()
     def thaw_quietly(self) -> None:
         """Thaw what we hold, on the error path: raises nothing but FreezeFailed, for a filesystem
         that cannot be thawed. Not frozen: harmless. Waits for a freeze that is still going on."""

@@ -20,6 +20,7 @@ from splitmirror.guard import Guard
 from splitmirror.journal import Journal
 from splitmirror.mirrors import Mirror
 from splitmirror.model import Mode
+from splitmirror.system.deadline import uninterrupted
 
 
 class Hold:
@@ -55,6 +56,7 @@ class Hold:
     def __enter__(self) -> Hold:
         return self
 
+    @uninterrupted()
     def __exit__(self, *failure: object) -> None:
         try:
             self._frozen.close()
@@ -95,6 +97,7 @@ class Hold:
         if thaw or self._mode is Mode.HOT:
             self.thaw()
 
+    @uninterrupted()
     def thaw(self) -> None:
         """End the freeze, proving that it lasted. Harmless when it has ended."""
         self._freeze.thaw()
@@ -112,7 +115,8 @@ class Hold:
         asked_s = time.monotonic()
         redo = self._held.confirm(into)
         blocked_since_s = self._held.blocked_writers_since_s
-        self._undo.close()
+        with uninterrupted():
+            self._undo.close()
         self.ended_s = time.monotonic()
         began_s = self._freeze.began_s if blocked_since_s is None else blocked_since_s
         self.pause_s = (self._freeze.ended_s if blocked_since_s is None else self.ended_s) - began_s

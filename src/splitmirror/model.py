@@ -307,12 +307,34 @@ class MediaPosition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MapCounts:
-    """What became of the early maps: how many there were, and what the check found."""
+    """What became of the early maps: how many there were, and what the check found; `renewed` also
+    counts what was found only when it was read."""
 
     early: int = 0
     renewed: int = 0
     new: int = 0
     gone: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """How fast the files went from the leg to the medium.
+
+    `stages`: seconds in each. They overlap, and several threads read at once; packing (hashing
+    included) and the two kinds of waiting make up the whole time. `leg_rate`: bytes a second of the
+    leg read by itself beforehand; None: not measured.
+    """
+
+    bytes: int
+    seconds: float
+    stages: Mapping[str, float]
+    bottleneck: str
+    leg_rate: float | None = None
+
+    @property
+    def rate(self) -> float:
+        """Bytes a second."""
+        return self.bytes / self.seconds if self.seconds else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -337,5 +359,7 @@ class BackupSet:
     quiesce_window_s: float = 0.0
     phases: tuple[Phase, ...] = ()
     maps: MapCounts = MapCounts()
+    watch: str = ""  # "armed", or why everything was looked at again in the hold
     trees: tuple[tuple[bytes, bytes], ...] = ()  # (name in the set, original path)
     facts: Mapping[str, str] = field(default_factory=dict)  # the database's own: version, ...
+    speed: Speed | None = None  # of the part of the backup that ran to its end in one go

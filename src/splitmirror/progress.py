@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
+
+# Steps whose progress is told in files, not in bytes: they read none.
+IN_FILES: Final = frozenset(("map",))
 
 
 class Progress(Protocol):
-    """Called with bytes done and bytes in all (0: not known). Must return at once."""
+    """Called with bytes done and bytes in all (0: not known); of a step IN_FILES, with files. Must
+    return at once."""
 
     def __call__(self, done: int, total: int) -> None: ...
 

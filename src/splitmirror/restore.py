@@ -13,18 +13,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence, Set
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+from splitmirror.archive.ahead import Windows
 from splitmirror.archive.clearing import clear, require_empty, require_room, require_unused
+from splitmirror.archive.dressing import Skipped
 from splitmirror.archive.ground import Anchor
-from splitmirror.archive.placing import Placer, Skipped
+from splitmirror.archive.hands import Hands, hands_for
+from splitmirror.archive.incomplete import marked_incomplete
 from splitmirror.archive.putting import Mismatch, Putter
-from splitmirror.archive.seeking import PartReader, loaded, part_reader, require_part
-from splitmirror.catalog import Catalog, Located
-from splitmirror.catalog.rebuild import record_sets, temporary_catalog
+from splitmirror.archive.seeking import PartReader, loaded, require_part, require_volume
+from splitmirror.catalog import Located, Lookup
+from splitmirror.catalog.looking import Extent
 from splitmirror.databases import Database
 from splitmirror.errors import ConfigError, NoSuchFile, NoSuchSet, VerifyFailed
 from splitmirror.media import Medium
@@ -35,11 +38,16 @@ from splitmirror.progress import Progress, silent
 OUTSIDE = b"outside"  # members below it: configuration files, named by their absolute paths
 _LISTED = 20  # damaged files that a message names
 
+NameAndPlace = tuple[bytes, bytes]
+"""A member's name, and where it leads as a symbolic link."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestoreReport:
     """What came back. `bytes` were stored data, without holes; `files` count everything but
-    directories; `removed` went from the original place because the set does not hold it."""
+    directories; `removed` went from the original place because the set does not hold it.
+    `leading_back`: symbolic links below the target that lead to where the set came from, each with
+    where it leads: whoever follows one works on the original's files."""
 
     set_id: str
     files: int
@@ -48,22 +56,12 @@ class RestoreReport:
     mismatches: tuple[Mismatch, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     removed: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Wanted:
-    """What the patterns select: how much it is, in which parts, and which names its hard links
-    point to."""
-
-    parts: frozenset[int]
-    files: int
-    stored: int
-    linked: frozenset[bytes]
+    leading_back: tuple[NameAndPlace, ...] = ()
 
 
 def restore(
     medium: Medium,
-    catalog: Catalog | None,
+    catalog: Lookup | None,
     set_id: str,
     patterns: Sequence[bytes],
     target: Path | None,
@@ -78,9 +76,9 @@ def restore(
 
     Without a catalogue the set's own is read off the medium. At the original place files are
     replaced one by one, each at one instant; of a whole set, what the set does not hold goes first
-    (but directories directly in a tree's root stay: another server's may lie there). A whole set
-    is made ready by `database`. Nothing is ever written outside the target, whatever the medium
-    says.
+    (but directories directly in a tree's root stay: another server's may lie there). A target is
+    marked as incomplete until everything in it is durable. A whole set is made ready by `database`.
+    Nothing is ever written outside the target, whatever the medium says.
 
     Raises NoSuchSet, NoSuchFile, TargetNotEmpty, Busy (the original is in use), NoRoom,
     WrongMedium, OutsideTarget; VerifyFailed, with the report as a fact, when everything else was
@@ -92,39 +90,57 @@ def restore(
         whole = not patterns
         wanted = _select(index, backup_set, patterns)
         anchors = _anchors(backup_set, target, original)
-        readers = _Readers(medium, volume, index, backup_set)
+        windows = Windows()
+        readers = _Readers(medium, volume, index, backup_set, windows)
         readers.require(wanted.parts)
         _look_first(target, anchors, wanted)
         removed = 0
         if original and whole:
             removed = clear(anchors, index.kinds(backup_set.set_id).get)
-        with (
-            Placer(anchors, replace=original, flush_each=original and not whole) as placer,
-            Putter(placer, wanted.linked, keep_damaged=keep_damaged) as putter,
-        ):
-            members = index.members(backup_set.set_id, patterns)
-            _put_all(putter, readers, members, wanted.stored, progress)
-            _put_links_left(putter, readers, index, backup_set)
-            if not whole and not original:
-                _make_above(placer, index, backup_set, patterns)
-            putter.end()
-            placer.finish()
-        if whole and database is not None:
-            database.make_ready(roots_of(index, backup_set, target), backup_set.facts)
+        originals = () if original else tuple(path for _, path in backup_set.trees)
+        with _marked(target, backup_set):
+            with (
+                Hands(
+                    anchors,
+                    windows,
+                    replace=original,
+                    flush_each=original and not whole,
+                    processes=hands_for(wanted.files, wanted.stored),
+                ) as hands,
+                Putter(
+                    hands,
+                    windows,
+                    wanted.linked,
+                    keep_damaged=keep_damaged,
+                    originals=originals,
+                ) as putter,
+            ):
+                readers.hand_over = hands.flush
+                members = index.members(backup_set.set_id, patterns)
+                _put_all(putter, readers, members, wanted.stored, progress)
+                putter.end()
+                _put_links_left(putter, readers, index, backup_set)
+                if not whole and not original:
+                    _make_above(hands, index, backup_set, patterns)
+                putter.settle()
+                hands.finish()
+            if whole and database is not None:
+                database.make_ready(roots_of(index, backup_set, target), backup_set.facts)
     report = RestoreReport(
         set_id=backup_set.set_id,
-        files=putter.files,
-        directories=putter.directories,
+        files=hands.files,
+        directories=hands.directories,
         bytes=putter.bytes,
-        mismatches=tuple(putter.mismatches),
-        skipped=placer.skipped,
+        mismatches=putter.mismatches,
+        skipped=hands.skipped,
         removed=removed,
+        leading_back=() if target is None else _still_leading(target, putter.leading),
     )
     _raise_if_damaged(report)
     return report
 
 
-def roots_of(index: Catalog, backup_set: BackupSet, target: Path | None) -> dict[bytes, Path]:
+def roots_of(index: Lookup, backup_set: BackupSet, target: Path | None) -> dict[bytes, Path]:
     """Where each tree of a whole set, and each file off the trees, was restored. Trees of which the
     set holds nothing are not among them."""
     target = None if target is None else Path(os.path.abspath(target))
@@ -146,38 +162,34 @@ def roots_of(index: Catalog, backup_set: BackupSet, target: Path | None) -> dict
 
 @contextmanager
 def _index(
-    medium: Medium, volume: VolumeReader, catalog: Catalog | None, set_id: str
-) -> Iterator[Catalog]:
+    medium: Medium, volume: VolumeReader, catalog: Lookup | None, set_id: str
+) -> Iterator[Lookup]:
     """The catalogue, or one made from the medium, for this set."""
     if catalog is not None:
         yield catalog
         return
+    from splitmirror.catalog.rebuild import record_sets, temporary_catalog
+
     with temporary_catalog() as index:
         record_sets(medium, volume, index, only=set_id)
         yield index
 
 
-def _select(index: Catalog, backup_set: BackupSet, patterns: Sequence[bytes]) -> _Wanted:
+def _select(index: Lookup, backup_set: BackupSet, patterns: Sequence[bytes]) -> Extent:
     """Raises NoSuchFile when there is nothing, NoSuchSet for all of a set that is incomplete."""
     if not patterns and not backup_set.complete:
         raise NoSuchSet(
             f"the set {backup_set.set_id} is incomplete: the database in it cannot be started",
             hint="Restore another set, or single files of this one by their names ('**' for all).",
         )
-    files = stored = 0
-    linked, parts = set(), set()
-    for part, record in index.members(backup_set.set_id, patterns):
-        parts.add(part)
-        files, stored = files + 1, stored + record.stored
-        if record.attributes.kind is not Kind.SYMLINK and record.attributes.link:
-            linked.add(record.attributes.link)
-    if not files:
+    wanted = index.extent(backup_set.set_id, patterns)
+    if not wanted.files:
         shown = ", ".join(repr(os.fsdecode(pattern)) for pattern in patterns) or "anything"
         raise NoSuchFile(
             f"the set {backup_set.set_id} does not hold {shown}",
             hint=f"'splitmirror show {backup_set.set_id} --files' lists its names; quote globs.",
         )
-    return _Wanted(parts=frozenset(parts), files=files, stored=stored, linked=frozenset(linked))
+    return wanted
 
 
 def _anchors(backup_set: BackupSet, target: Path | None, original: bool) -> list[Anchor]:
@@ -195,11 +207,11 @@ def _anchors(backup_set: BackupSet, target: Path | None, original: bool) -> list
         )
     anchors = [Anchor.at(name, path) for name, path in backup_set.trees]
     if not any(anchor.holds(OUTSIDE) for anchor in anchors):
-        anchors.append(Anchor(directory=Path("/"), prefix=OUTSIDE))
+        anchors.append(Anchor(directory=Path("/"), prefix=OUTSIDE, public=True))
     return anchors
 
 
-def _look_first(target: Path | None, anchors: Sequence[Anchor], wanted: _Wanted) -> None:
+def _look_first(target: Path | None, anchors: Sequence[Anchor], wanted: Extent) -> None:
     """Whatever would stop the restore, while nothing has been written."""
     if target is not None:
         require_empty(target)
@@ -208,24 +220,39 @@ def _look_first(target: Path | None, anchors: Sequence[Anchor], wanted: _Wanted)
         require_unused([anchor for anchor in anchors if anchor.prefix != OUTSIDE])
 
 
+def _marked(target: Path | None, backup_set: BackupSet) -> AbstractContextManager[None]:
+    return nullcontext() if target is None else marked_incomplete(target, backup_set.set_id)
+
+
 class _Readers:
-    """A reader for each part, on the volume that is loaded."""
+    """A reader for each part, on the volume that is loaded. `hand_over` is called before one of
+    them waits."""
 
     def __init__(
-        self, medium: Medium, volume: VolumeReader, index: Catalog, backup_set: BackupSet
+        self,
+        medium: Medium,
+        volume: VolumeReader,
+        index: Lookup,
+        backup_set: BackupSet,
+        windows: Windows,
     ) -> None:
-        self._medium, self._volume = medium, volume
+        self.hand_over = _nothing
+        self._medium, self._volume, self._windows = medium, volume, windows
         self._parts = {part.number: part for part in index.parts(backup_set.set_id)}
 
     def require(self, numbers: Set[int]) -> None:
         """All of these parts are on the volume, the first proven by its labels: known before
         anything is written or taken away."""
         for number in sorted(numbers):
-            part_reader(self._medium, self._volume, self._parts[number])
+            require_volume(self._volume, self._parts[number])
         require_part(self._medium, self._volume, self._parts[min(numbers)])
 
     def of(self, number: int) -> PartReader:
-        return part_reader(self._medium, self._volume, self._parts[number])
+        return PartReader(self._medium, self._parts[number], self._windows, self.hand_over)
+
+
+def _nothing() -> None:
+    pass
 
 
 def _put_all(
@@ -237,15 +264,15 @@ def _put_all(
 ) -> None:
     done = 0
     for number, group in groupby(members, key=lambda member: member.part):
-        reader = readers.of(number)
-        for _, record in group:
-            putter.put(reader, record)
-            done += record.stored
-            progress(done, total)
+        with readers.of(number) as reader:
+            for record in reader.foreseeing(record for _, record in group):
+                putter.put(reader, record)
+                done += record.stored
+                progress(done, total)
 
 
 def _put_links_left(
-    putter: Putter, readers: _Readers, index: Catalog, backup_set: BackupSet
+    putter: Putter, readers: _Readers, index: Lookup, backup_set: BackupSet
 ) -> None:
     """Hard links whose target was not asked for: its data, under the first link's name."""
     found = {target: index.find(backup_set.set_id, target) for target in putter.left}
@@ -255,12 +282,13 @@ def _put_links_left(
     }
     for target in sorted(found, key=places.__getitem__):
         for part, record in found[target]:
-            putter.put_for_links(readers.of(part), record)
+            with readers.of(part) as reader:
+                putter.put_for_links(reader, record)
         putter.link_left(target)
 
 
 def _make_above(
-    placer: Placer, index: Catalog, backup_set: BackupSet, patterns: Sequence[bytes]
+    hands: Hands, index: Lookup, backup_set: BackupSet, patterns: Sequence[bytes]
 ) -> None:
     """The directories above what was asked for get the attributes they had; the catalogue knows
     them, so that nothing more is read."""
@@ -273,11 +301,21 @@ def _make_above(
     for name in sorted(above):
         for _, record in index.find(backup_set.set_id, name):
             if record.attributes.kind is Kind.DIRECTORY:
-                placer.directory(name, record.attributes)
+                hands.directory(name, record.attributes)
 
 
 def _slashes(name: bytes) -> Iterator[int]:
     return (at for at, byte in enumerate(name) if byte == 0x2F)
+
+
+def _still_leading(target: Path, links: Sequence[NameAndPlace]) -> tuple[NameAndPlace, ...]:
+    """Those of the links that the database has not led elsewhere since."""
+    found = []
+    for name, whereto in links:
+        path = target / os.fsdecode(name)
+        if path.is_symlink() and os.fsencode(path.readlink()) == whereto:
+            found.append((name, whereto))
+    return tuple(found)
 
 
 def _raise_if_damaged(report: RestoreReport) -> None:

@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 
+from splitmirror.archive.ahead import Windows
 from splitmirror.archive.manifest import MemberRecord, PartRecord
-from splitmirror.archive.putting import checked
+from splitmirror.archive.putting import check_plain, checked
 from splitmirror.archive.reading import ReadMember, read_manifest
-from splitmirror.archive.seeking import PartReader, loaded, part_reader
+from splitmirror.archive.seeking import PartReader, loaded, require_volume
 from splitmirror.catalog import Catalog
 from splitmirror.catalog.rebuild import WARNING, record_sets, sets_on, temporary_catalog
 from splitmirror.errors import MediumDamaged, MediumError, VerifyFailed
@@ -79,7 +80,8 @@ def verify(medium: Medium, set_id: str, *, progress: Progress = silent) -> Verif
         reading = _Reading(medium, index, backup_set.stored_bytes, progress)
         parts = index.parts(backup_set.set_id)
         for part in parts:
-            reading.part(part_reader(medium, volume, part), part)
+            require_volume(volume, part)
+            reading.part(part)
         return VerifyReport(
             set_id=backup_set.set_id,
             parts=len(parts),
@@ -101,17 +103,19 @@ class _Reading:
         self.files = self.bytes = 0
         self.damage: list[Damage] = []
         self._medium, self._index, self._total, self._progress = medium, index, total, progress
+        self._windows = Windows()
 
-    def part(self, reader: PartReader, part: PartRecord) -> None:
+    def part(self, part: PartRecord) -> None:
         """Every member, then the manifest."""
-        for record in self._expected(part):
-            try:
-                self._member(reader, record)
-            except MediumError as error:
-                self._note(part, f"{os.fsdecode(record.name)}: {error}")
-            self.files += 1
-            self.bytes += record.stored
-            self._progress(self.bytes, self._total)
+        with PartReader(self._medium, part, self._windows) as reader:
+            for record in reader.foreseeing(self._expected(part)):
+                try:
+                    _check_member(self._windows, reader, record)
+                except MediumError as error:
+                    self._note(part, f"{os.fsdecode(record.name)}: {error}")
+                self.files += 1
+                self.bytes += record.stored
+                self._progress(self.bytes, self._total)
         try:
             self._manifest(part)
         except MediumError as error:
@@ -120,14 +124,6 @@ class _Reading:
     def _expected(self, part: PartRecord) -> Iterator[MemberRecord]:
         members = self._index.members(part.set_id, part=part.number)
         return (record for _, record in members)
-
-    def _member(self, reader: PartReader, record: MemberRecord) -> None:
-        member = reader.member(record)
-        for name in reader.passed:
-            raise MediumDamaged(f"{os.fsdecode(name)!r} stands before it, which is not of the set")
-        for _ in checked(member, record):
-            pass
-        _same_attributes(member, record)
 
     def _manifest(self, part: PartRecord) -> None:
         """The manifest that ends the part says of each member what the catalogue says."""
@@ -147,6 +143,19 @@ class _Reading:
 
     def _note(self, part: PartRecord, what: str) -> None:
         self.damage.append(Damage(where=f"part {part.number}", what=what))
+
+
+def _check_member(windows: Windows, reader: PartReader, record: MemberRecord) -> None:
+    if passed := reader.passed(record):
+        raise MediumDamaged(passed)
+    places = reader.plain(record)
+    if places is not None:  # its headers are what the record says
+        check_plain(windows.memory, places, record)
+        return
+    member = reader.member(record)
+    for _ in checked(member, record):
+        pass
+    _same_attributes(member, record)
 
 
 def _same_attributes(member: ReadMember, record: MemberRecord) -> None:

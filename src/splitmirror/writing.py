@@ -10,10 +10,13 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, TypeVar
 
 import msgspec
 from blake3 import blake3
@@ -24,7 +27,7 @@ from splitmirror.archive.manifest import (
     member_of,
     parse_line,
 )
-from splitmirror.archive.part import PartWriter
+from splitmirror.archive.part import PartWriter, member_lines
 from splitmirror.archive.set_catalogue import part_line, part_of, write_set_catalogue
 from splitmirror.databases import RedoFile, Root
 from splitmirror.errors import JournalDamaged, LegError, NoRoom, NoSuchFile, WrongMedium
@@ -34,11 +37,13 @@ from splitmirror.media import END_OF_DATA, Medium
 from splitmirror.media.labels import TapeFileKind
 from splitmirror.media.volume import VolumeWriter, open_for_append
 from splitmirror.media.walking import TapeFile, VolumeReader
-from splitmirror.model import BackupSet, Leg, MediaPosition, Origin, Tree
+from splitmirror.model import BackupSet, Leg, MediaPosition, Origin, Speed, Tree
 from splitmirror.progress import Progress
+from splitmirror.stream.behind import WriteBehind
 from splitmirror.stream.member import Member
-from splitmirror.stream.pipeline import LegSource, file_member
+from splitmirror.stream.pipeline import LegSource, Stretch, file_member
 from splitmirror.stream.plan import Plan
+from splitmirror.stream.speed import speed_of
 
 T = TypeVar("T")
 
@@ -84,6 +89,7 @@ class Job:
     plan: Plan
     leg: Leg
     titles: Mapping[bytes, str]
+    leg_rate: float | None = None  # bytes a second, where it was measured
 
     @property
     def members(self) -> int:
@@ -92,32 +98,53 @@ class Job:
 
 
 class Notes:
-    """What the run notes of each part that is whole on the medium, in its own directory."""
+    """What the run notes of each part that is whole on the medium, in its own directory: the part's
+    manifest, and beside it the part's own line."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
-    def note(self, part: PartRecord, lines: Iterable[bytes]) -> None:
-        """Durable when it returns."""
-        write_durably(self._path(part.number), b"".join([part_line(part), *lines]))
+    @contextmanager
+    def manifest(self, number: int) -> Iterator[IO[bytes]]:
+        """An empty file for the manifest of a part; durable when this is left. Raises NoRoom."""
+        path = self._manifest(number)
+        with self._room(path), path.open("w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+
+    def note(self, part: PartRecord) -> None:
+        """Durable when it returns. Its manifest must be so already."""
+        write_durably(self._path(part.number), part_line(part))
 
     def parts(self) -> list[PartRecord]:
         """In order, from the first on, as far as there is no gap."""
         found: list[PartRecord] = []
         while (path := self._path(len(found) + 1)).exists():
-            with path.open("rb") as file:
-                found.append(part_of(file.readline()))
+            found.append(part_of(path.read_bytes()))
         return found
 
     def lines(self, parts: Sequence[PartRecord]) -> Iterator[bytes]:
         """The member lines of these parts, as the set's catalogue has them."""
         for part in parts:
-            with self._path(part.number).open("rb") as file:
-                file.readline()
-                yield from file
+            with self._manifest(part.number).open("rb") as file:
+                yield from member_lines(file)
 
     def _path(self, number: int) -> Path:
         return self._directory / f"part-{number:04d}"
+
+    def _manifest(self, number: int) -> Path:
+        return self._directory / f"manifest-{number:04d}"
+
+    @contextmanager
+    def _room(self, path: Path) -> Iterator[None]:
+        """Tell a full disk under the run's directory from one of the medium's."""
+        try:
+            yield
+        except OSError as error:
+            raise NoRoom(
+                f"{path} cannot be written: {error.strerror}", hint=f"Make room in {path.parent}."
+            ) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,9 +183,10 @@ def write_set(
     done = whole_parts(volume, job.backup_set.set_id, notes)
     journal.record("writing", volume=volume.serial, from_part=len(done) + 1)
     writer = _SetWriter(job, volume, notes, progress, sum(part.stored for part in done))
-    writer.write(len(done), journal)
+    speed = writer.write(len(done), journal)
     confirm()
-    written = whole_set(job.backup_set, notes)
+    maps = replace(job.backup_set.maps, renewed=job.backup_set.maps.renewed + writer.renewed)
+    written = whole_set(replace(job.backup_set, speed=speed, maps=maps), notes)
     if written.backup_set.files != job.members:
         raise LegError(
             f"{written.backup_set.files} of {job.members} members are on the volume",
@@ -184,7 +212,8 @@ def whole_set(backup_set: BackupSet, notes: Notes) -> Written:
 
 
 class _SetWriter:
-    """Writes the parts of one set, one after the other."""
+    """Writes the parts of one set, one after the other. `renewed`: how many files lay otherwise on
+    the leg than the plan has it, once they were read."""
 
     def __init__(
         self, job: Job, volume: VolumeWriter, notes: Notes, progress: Progress, done: int
@@ -194,54 +223,69 @@ class _SetWriter:
         self._notes = notes
         self._progress = progress
         self._done = done
-        copied = sum(redo.copy.stat().st_size for redo in job.trusted.copied)
+        self.renewed = 0
+        copied = sum(stored_size(redo) for redo in job.trusted.copied)
         self._total = sum(part.stored for part in job.plan.parts) + copied
 
-    def write(self, done: int, journal: Journal) -> None:
+    def write(self, done: int, journal: Journal) -> Speed:
         """Every part behind the first `done`."""
-        job = self._job
-        with LegView(job.leg, job.trusted.trees) as view:
-            source = LegSource(job.leg, job.trusted.trees, view, job.plan.table, titles=job.titles)
-            with source:
-                for part in job.plan.parts[done:]:
-                    self._part(part.number, source.members(part), journal)
-            journal.record("read", renewed=source.counts.renewed)
-        copies = copy_parts(job.trusted.copied, job.trusted.part_size)
-        for number, files in enumerate(copies, len(job.plan.parts) + 1):
-            if number > done:
-                self._part(number, (copied_member(redo) for redo in files), journal)
+        job, began_s, before = self._job, time.monotonic(), self._done
+        with (
+            LegView(job.leg, job.trusted.trees) as view,
+            LegSource(
+                job.leg, job.trusted.trees, view, job.plan.table, titles=job.titles
+            ) as source,
+            WriteBehind(self._volume.write) as medium,
+        ):
+            for part, stretches in source.parts(job.plan.parts[done:], medium.then):
+                self._part(part.number, stretches, medium, journal)
+            self.renewed = source.counts.renewed
+            journal.record("read", renewed=self.renewed)
+            copies = copy_parts(job.trusted.copied, job.trusted.part_size)
+            for number, files in enumerate(copies, len(job.plan.parts) + 1):
+                if number > done:
+                    self._part(number, map(copied_member, files), medium, journal)
+        took_s = time.monotonic() - began_s
+        return speed_of(self._done - before, took_s, source.counts, medium, job.leg_rate)
 
-    def _part(self, number: int, members: Iterable[Member], journal: Journal) -> None:
+    def _part(
+        self, number: int, stretches: Iterable[Stretch], medium: WriteBehind, journal: Journal
+    ) -> None:
         """One part, whole on the medium and noted when it returns; else it is taken back."""
         self._volume.begin_file(
             TapeFileKind.PART, self._job.backup_set.set_id, number, self._job.trusted.block_size
         )
         try:
-            record, lines = self._fill(number, members)
-            file = self._volume.end_file()
+            with self._notes.manifest(number) as lines:
+                record = self._fill(number, stretches, medium, lines)
+                medium.drain()
+                file = self._volume.end_file()
         except BaseException:
+            medium.stop()
             self._volume.abandon_file()
             raise
-        self._notes.note(replace(record, position=data_position(file)), lines)
+        self._notes.note(replace(record, position=data_position(file)))
         journal.record("part", number=number)
 
-    def _fill(self, number: int, members: Iterable[Member]) -> tuple[PartRecord, list[bytes]]:
-        lines = []
-        with PartWriter(
-            self._sink,
+    def _fill(
+        self, number: int, stretches: Iterable[Stretch], medium: WriteBehind, lines: IO[bytes]
+    ) -> PartRecord:
+        part = PartWriter(
+            medium,
+            lines,
             number=number,
             set_id=self._job.backup_set.set_id,
             block_size=self._job.trusted.block_size,
-        ) as part:
-            for member in members:
-                part.add(member)
-                lines.append(part.line)
-                self._done += member.stored
-                self._progress(self._done, self._total)
-            return part.close(), lines
-
-    def _sink(self, blocks: Sequence[Any]) -> bool:
-        return self._volume.write(blocks)
+            then=medium.then,
+        )
+        for stretch in stretches:
+            if isinstance(stretch, Member):
+                part.add(stretch)
+            else:
+                part.add_plain(stretch)
+            self._progress(self._done + part.stored, self._total)
+        self._done += part.stored
+        return part.close()
 
 
 def _write_catalogue(job: Job, volume: VolumeWriter, written: Written) -> None:
@@ -309,9 +353,14 @@ def look_at_volume(medium: Medium, label: str) -> None:
 
 
 def copied_member(redo: RedoFile) -> Member:
-    """A file from beside the leg."""
+    """A file, or a bare directory, from beside the leg."""
     origin = Origin.DATABASE if redo.made_by_server else Origin.PRIMARY
     return file_member(redo.name, redo.copy, origin)
+
+
+def stored_size(redo: RedoFile) -> int:
+    """Bytes of a copied file; of a directory none are stored."""
+    return redo.copy.stat().st_size if redo.copy.is_file() else 0
 
 
 def copy_parts(copied: Sequence[RedoFile], part_size: int) -> list[list[RedoFile]]:
@@ -319,7 +368,7 @@ def copy_parts(copied: Sequence[RedoFile], part_size: int) -> list[list[RedoFile
     parts: list[list[RedoFile]] = []
     room = 0
     for redo in copied:
-        size = redo.copy.stat().st_size
+        size = stored_size(redo)
         if not parts or size > room:
             parts.append([])
             room = part_size
@@ -329,14 +378,19 @@ def copy_parts(copied: Sequence[RedoFile], part_size: int) -> list[list[RedoFile
 
 
 def copy_outside(outside: Sequence[Root], into: Path) -> tuple[RedoFile, ...]:
-    """Copy configuration files from the primary, synced, with owner, mode and times."""
+    """Copy files from the primary, and of directories only themselves; synced, with owner, mode and
+    times."""
     copies = []
     into.mkdir(mode=0o700)
     for number, root in enumerate(outside):
         copy = into / f"{number:04d}"
         try:
-            shutil.copy2(os.fsdecode(root.path), copy)
             status = os.stat(root.path)
+            if stat.S_ISDIR(status.st_mode):
+                copy.mkdir()
+                shutil.copystat(os.fsdecode(root.path), copy)
+            else:
+                shutil.copy2(os.fsdecode(root.path), copy)
         except OSError as error:
             kind = NoRoom if error.errno == errno.ENOSPC else NoSuchFile
             raise kind(

@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from splitmirror.system import filesystems, loop, programs
+from splitmirror.model import Session
+from splitmirror.system import filesystems, loop, process, programs
 
 FSTYPES = ("ext4", "xfs")
 _MKFS = {"ext4": ["mkfs.ext4", "-q", "-F"], "xfs": ["mkfs.xfs", "-q", "-f"]}
@@ -129,6 +130,11 @@ def kill_pending(pid: int) -> bool:
     status = Path(f"/proc/{pid}/status").read_text()
     pending = next(line for line in status.splitlines() if line.startswith("ShdPnd"))
     return bool(int(pending.split()[1], 16) & 1 << signal.SIGKILL - 1)
+
+
+def ended(session: Session) -> bool:
+    """Whether the process that stands for a database's session is gone."""
+    return not process.alive(session.pid, session.start_ticks)
 
 
 def until(condition: Callable[[], object], deadline_s: float = 10.0) -> bool:

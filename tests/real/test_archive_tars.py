@@ -90,15 +90,14 @@ def member(name: bytes, data: bytes = b"", **changes: object) -> Member:
 
 
 def write_part(path: Path, members: Sequence[Member], *, block_size: int = 65536) -> None:
-    with (
-        path.open("wb") as file,
-        PartWriter(
+    with path.open("wb") as file:
+        part = PartWriter(
             lambda blocks: bool(sum(map(file.write, blocks))) and False,
+            io.BytesIO(),
             number=1,
             set_id="S1",
             block_size=block_size,
-        ) as part,
-    ):
+        )
         for one in members:
             part.add(one)
         part.close()

@@ -13,8 +13,9 @@ import os
 import shutil
 import sqlite3
 import subprocess
+import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,7 @@ import psycopg
 import pytest
 from tests.real.relocating import relocate
 
-from splitmirror import config
+from splitmirror import config, journal
 from splitmirror.backup import backup
 from splitmirror.catalog import Catalog
 from splitmirror.config import Config
@@ -32,11 +33,14 @@ from splitmirror.databases import Database, Hold
 from splitmirror.demo.lab import Disk, Lab, configuration, lab_at, leftovers
 from splitmirror.demo.subjects import PostgreSQL
 from splitmirror.errors import Busy, HoldBroken, NotOnMirror
+from splitmirror.extents.changes import Changes, Named
 from splitmirror.extents.trees import plan_trees
 from splitmirror.extents.views import LegView
-from splitmirror.model import BackupSet, Kind, Mode, Origin
+from splitmirror.freeze import Freeze
+from splitmirror.model import BackupSet, Kind, Mode, Origin, Tree
 from splitmirror.restore import restore
 from splitmirror.run import Run
+from splitmirror.system.qmp import Monitor
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 
@@ -200,13 +204,32 @@ def extents_of(path: Path) -> bytes:
         return fiemap(file.fileno(), path.stat().st_size).packed
 
 
+def cannot_watch(changes: Changes, trees: Sequence[Tree]) -> None:
+    """As where the kernel has no such watch."""
+    changes.state = "not here"
+
+
+def nothing_named(changes: Changes, trees: Sequence[Tree]) -> frozenset[Named]:
+    """As if every note had been lost without a word."""
+    return frozenset()
+
+
+def facts_of(loaded: Config, made: BackupSet, kind: str) -> list[dict[str, Any]]:
+    """What the run's journal has of one kind of record."""
+    records = journal.read(loaded.state / "runs" / made.set_id)
+    return [record.facts for record in records if record.kind == kind]
+
+
+@pytest.mark.parametrize("watched", [True, False], ids=["watched", "unwatched"])
 @pytest.mark.parametrize("check", ["quiesced", "released"])
 def test_files_are_backed_up_as_they_were_at_the_split_whatever_happened_since_the_early_map(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, check: str
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, check: str, watched: bool
 ) -> None:
+    if not watched:
+        monkeypatch.setattr(Changes, "arm", cannot_watch)
     places = {
-        lab.mountpoint("data") / f"ext4-{check}": "ext4",
-        lab.mountpoint("wal") / f"xfs-{check}": "xfs",
+        lab.mountpoint("data") / f"ext4-{check}-{watched}": "ext4",
+        lab.mountpoint("wal") / f"xfs-{check}-{watched}": "xfs",
     }
     for place in places:
         populate(place)
@@ -229,6 +252,127 @@ def test_files_are_backed_up_as_they_were_at_the_split_whatever_happened_since_t
     assert made.maps.gone == 2 * 3
     assert made.maps.renewed >= 2 * 6
     assert made.complete
+    assert made.watch == ("armed" if watched else "not here")
+    (read,) = facts_of(loaded, made, "read")
+    if watched and check == "quiesced":
+        assert read["renewed"] >= 2 * 2, "what gives no note was to be found when it was read"
+    else:
+        assert read["renewed"] == 0, "the check has missed a map"
+
+
+def test_what_the_watch_missed_is_found_on_the_leg(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    place = lab.mountpoint("data") / "missed"
+    populate(place)
+    loaded = configured(
+        lab, {"driver": "none", "paths": [str(place)]}, mode="freeze", cleanup="leave-split"
+    )
+    monkeypatch.setattr(Changes, "names", nothing_named)
+
+    made = backed_up(monkeypatch, loaded, lambda: disturb(place, "ext4"))
+
+    with rejoined_after(loaded, made):
+        assert compared_with_leg(loaded, made, tmp_path / "back") == 11
+    (missed,) = facts_of(loaded, made, "missed by the watch")
+    assert missed["directory"] == "missed"
+    assert (made.maps.new, made.maps.gone) == (3, 3)
+
+
+def test_a_set_that_did_not_change_is_backed_up_without_a_look_at_its_files_in_the_hold(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = lab.mountpoint("data") / "still"
+    populate(place)
+    loaded = configured(lab, {"driver": "none", "paths": [str(place)]}, mode="freeze")
+    opened: list[object] = []
+    freeze, thaw, plain = Freeze.freeze, Freeze.thaw, os.open
+
+    def watched_open(path: object, *arguments: Any, **named: Any) -> int:
+        opened.append(path)
+        return plain(path, *arguments, **named)  # type: ignore[arg-type]
+
+    def freezing(held: Freeze) -> None:
+        monkeypatch.setattr(os, "open", watched_open)
+        freeze(held)
+
+    def thawing(held: Freeze) -> None:
+        monkeypatch.setattr(os, "open", plain)
+        thaw(held)
+
+    monkeypatch.setattr(Freeze, "freeze", freezing)
+    monkeypatch.setattr(Freeze, "thaw", thawing)
+    made = backup(loaded)
+
+    assert made.complete
+    names = {os.fsencode(path.name) for path in place.iterdir()}
+    assert not [path for path in opened if isinstance(path, bytes) and path in names]
+
+
+# --- the hold
+
+
+@pytest.mark.parametrize("mode", ["hot", "freeze"])
+@pytest.mark.parametrize("check", ["quiesced", "released"])
+def test_nothing_is_imported_while_the_database_is_held(
+    lab: Lab, cluster: PostgreSQL, mode: str, check: str
+) -> None:
+    """In a process of its own: here the tests have imported everything."""
+    configured(lab, dict(cluster.table()), mode=mode, check=check)
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from splitmirror import config; from splitmirror.backup import backup\n"
+        "from splitmirror.hold import Hold\n"
+        "quiesce, release, before = Hold.quiesce, Hold.release, set()\n"
+        "def quiescing(hold):\n"
+        "    before.update(sys.modules); quiesce(hold)\n"
+        "def releasing(hold, into):\n"
+        "    redo = release(hold, into); print(sorted(set(sys.modules) - before)); return redo\n"
+        "Hold.quiesce, Hold.release = quiescing, releasing\n"
+        "backup(config.load(Path(sys.argv[1])))\n"
+    )
+    argv = [sys.executable, "-c", code, str(lab.config_path)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=120)
+
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(("mode", "check"), [("hot", "quiesced"), ("freeze", "released")])
+def test_the_parts_of_the_pause_make_up_the_pause(
+    lab: Lab, cluster: PostgreSQL, mode: str, check: str
+) -> None:
+    made = backup(configured(lab, dict(cluster.table()), mode=mode, check=check))
+
+    assert sum(made.pause_parts.values()) <= made.write_pause_s + 0.001
+    assert min(made.pause_parts.values()) > 0
+
+
+def test_between_freeze_and_thaw_of_a_hot_backup_the_daemon_is_told_one_thing(
+    lab: Lab, cluster: PostgreSQL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = configured(lab, dict(cluster.table()), mode="hot")
+    told: list[str] = []
+    execute, freeze, thaw = Monitor.execute, Freeze.freeze, Freeze.thaw
+
+    def telling(monitor: Monitor, command: str, arguments: Any = None) -> Any:
+        told.append(command)
+        return execute(monitor, command, arguments)
+
+    def freezing(held: Freeze) -> None:
+        freeze(held)
+        told.clear()
+        told.append("frozen")
+
+    def thawing(held: Freeze) -> None:
+        told.append("thawed")
+        thaw(held)
+
+    monkeypatch.setattr(Monitor, "execute", telling)
+    monkeypatch.setattr(Freeze, "freeze", freezing)
+    monkeypatch.setattr(Freeze, "thaw", thawing)
+    backup(loaded)
+
+    assert told[: told.index("thawed")] == ["frozen", "transaction"]
 
 
 # --- PostgreSQL

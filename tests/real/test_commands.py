@@ -18,7 +18,7 @@ import pytest
 from splitmirror import errors
 from splitmirror.demo.lab import Disk, Lab, configuration, lab_at
 from splitmirror.demo.subjects import PostgreSQL
-from splitmirror.system import programs
+from splitmirror.system import process, programs
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 
@@ -37,6 +37,20 @@ def record(self, kind, **facts):
         os.kill(os.getpid(), 9)
 Journal.record = record
 sys.argv[1:] = ["backup", "-c", sys.argv[1]]
+from splitmirror.cli import main
+main()
+"""
+KILLED_IN_ITS_DRILL = """
+import os, sys
+from pathlib import Path
+from splitmirror.databases import _pg_copy
+def check(self):
+    pid = Path(self._copy.roots[b"data"], "postmaster.pid").read_text().split()[0]
+    os.kill(int(pid), 19)  # a server that is stopped outlives us
+    print(pid, flush=True)
+    os.kill(os.getpid(), 9)
+_pg_copy._Running.check = check
+sys.argv[1:] = ["drill", "-c", sys.argv[1]]
 from splitmirror.cli import main
 main()
 """
@@ -193,6 +207,34 @@ def test_verify_and_drill_tell_what_they_saw(lab: Lab) -> None:
     assert run_json(lab, "verify")["damage"] == []
     assert "pg_amcheck" in run(lab, "drill")
     assert run_json(lab, "drill")["problems"] == []
+
+
+def killed_in_its_drill(lab: Lab, place: Path) -> tuple[Path, int, int]:
+    """What a killed drill leaves in `place`: its directory, and its server's pid and start."""
+    argv = [sys.executable, "-c", KILLED_IN_ITS_DRILL, str(lab.config_path)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == -9, done.stderr
+    pid = int(done.stdout)
+    ticks = process.start_ticks(pid)
+    assert ticks is not None
+    (left,) = place.iterdir()
+    return left, pid, ticks
+
+
+def test_what_a_killed_drill_left_is_taken_away_by_recover_and_by_the_next_drill(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    left, pid, ticks = killed_in_its_drill(lab, tmp_path)
+    assert f"took away {left}," in run(lab, "recover")
+    assert not process.alive(pid, ticks)
+    assert list(tmp_path.iterdir()) == []
+    left, pid, ticks = killed_in_its_drill(lab, tmp_path)
+    run(lab, "drill")
+    assert not process.alive(pid, ticks)
+    assert list(tmp_path.iterdir()) == []
+    left, pid, ticks = killed_in_its_drill(lab, tmp_path)
+    assert run_json(lab, "recover") == {"runs": [], "scratch": [str(left)]}
 
 
 def test_a_rebuild_without_its_volume_leaves_no_catalogue(lab: Lab) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from tests.real.loopfs import (
-    FSTYPES,
     LoopFs,
     freeze_held_up,
     freezing_threads,
@@ -25,18 +24,6 @@ from splitmirror.guard import Guard, read_record
 from splitmirror.system import filesystems, programs
 
 pytestmark = pytest.mark.real
-
-
-@pytest.fixture(params=FSTYPES)
-def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LoopFs]:
-    with loop_filesystems(tmp_path, request.param) as (made,):
-        yield made
-
-
-@pytest.fixture
-def disks(tmp_path: Path) -> Iterator[list[LoopFs]]:
-    with loop_filesystems(tmp_path, "ext4", "xfs") as made:
-        yield made
 
 
 @pytest.fixture

@@ -10,13 +10,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.real.loopfs import (
-    FSTYPES,
     LoopFs,
+    ended,
     freeze_held_up,
     freezing_threads,
     kill_pending,
@@ -108,32 +107,6 @@ class Holder:
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
         self.guard_gone()
-
-
-@pytest.fixture(params=FSTYPES)
-def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LoopFs]:
-    with loop_filesystems(tmp_path, request.param) as (made,):
-        yield made
-
-
-@pytest.fixture
-def disks(tmp_path: Path) -> Iterator[list[LoopFs]]:
-    with loop_filesystems(tmp_path, "ext4", "xfs") as made:
-        yield made
-
-
-@pytest.fixture
-def session() -> Iterator[Session]:
-    """A process that stands for the database's session."""
-    with subprocess.Popen(["sleep", "1000"]) as sleeper:
-        ticks = process.start_ticks(sleeper.pid)
-        assert ticks is not None
-        yield Session(what="the session", pid=sleeper.pid, start_ticks=ticks, signal=15)
-        sleeper.kill()
-
-
-def ended(session: Session) -> bool:
-    return not process.alive(session.pid, session.start_ticks)
 
 
 def test_a_killed_backup_leaves_nothing_frozen(disks: list[LoopFs], session: Session) -> None:

@@ -25,7 +25,8 @@ from splitmirror.errors import LegError, NotOnMirror, UnsupportedStack
 from splitmirror.extents import views
 from splitmirror.extents.check import Checked, check, check_maps
 from splitmirror.extents.known import Known
-from splitmirror.extents.scan import rescan, scan
+from splitmirror.extents.rescan import rescan
+from splitmirror.extents.scan import scan
 from splitmirror.extents.table import FileTable
 from splitmirror.extents.trees import plan_trees
 from splitmirror.extents.views import LegView, PrimaryView, mountable

@@ -50,6 +50,9 @@ def live() -> Iterator[Cluster]:
             connection.execute("INSERT INTO spaced VALUES ('original')")
             connection.execute("CREATE TABLE numbers (number int PRIMARY KEY, filler text)")
             connection.execute("CREATE ROLE nobody LOGIN")
+            connection.execute("CREATE DATABASE closed ALLOW_CONNECTIONS false")
+            connection.execute("CREATE DATABASE guarded")
+            connection.execute("REVOKE CONNECT ON DATABASE guarded FROM public")
         yield found
 
 
@@ -214,6 +217,60 @@ def test_kill_9_of_the_backup_ends_session_and_slot(live: Cluster) -> None:
     assert ask(live.dsn(), "SELECT count(*) FROM pg_replication_slots") == 0
 
 
+@contextlib.contextmanager
+def in_a_pid_namespace_of_its_own() -> Iterator[Cluster]:
+    """A server that calls itself process 1, as in a container."""
+    with cluster(outside=True) as found:
+        found.stop()
+        argv = ["unshare", "--pid", "--fork", "setpriv", "--reuid=postgres"]
+        argv += ["--regid=postgres", "--clear-groups", str(found.bin_dir / "postgres")]
+        argv += ["-D", str(found.data), "-c", f"config_file={found.config_file}"]
+        wrapper = programs.start(argv, log=found.log)
+        try:
+            until = time.monotonic() + 10
+            while not _lets_in(found):
+                assert time.monotonic() < until, found.log.read_text()
+            assert (found.data / "postmaster.pid").read_text().startswith("1\n")
+            yield found
+        finally:
+            children = Path(f"/proc/{wrapper.pid}/task/{wrapper.pid}/children")
+            for pid in children.read_text().split():
+                os.kill(int(pid), signal.SIGINT)  # pg_ctl would believe postmaster.pid
+            wrapper.wait(30)
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_the_session_of_a_server_in_a_container_is_known_by_its_number_here(
+    mode: Mode, tmp_path: Path
+) -> None:
+    """What the server calls it may be any process of this host; that one is never ended."""
+    with in_a_pid_namespace_of_its_own() as found:
+        with driver(found, mode).quiesce(mode, 30) as hold:
+            (session,) = hold.sessions
+            query = "SELECT pid FROM pg_stat_activity WHERE application_name = 'splitmirror'"
+            assert session.pid != ask(found.dsn(), query)
+            assert Path(f"/proc/{session.pid}/comm").read_text() == "postgres\n"
+            hold.confirm(tmp_path)
+        assert not process.alive(session.pid, session.start_ticks)
+        with driver(found, mode).quiesce(mode, 30) as hold:
+            process.end(hold.sessions[0])  # as the guard would
+            assert process.wait_gone(hold.sessions[0].pid, hold.sessions[0].start_ticks, 10)
+            with pytest.raises(HoldBroken):
+                hold.confirm(tmp_path)
+
+
+def test_a_server_that_cannot_be_shown_to_be_the_one_of_the_data_directory_is_refused(
+    live: Cluster, tmp_path: Path
+) -> None:
+    with _pg_session.connect(live.dsn()) as connection:
+        session = _pg_server.processes_of(connection, live.data).session
+        assert session.pid == connection.info.backend_pid
+        with pytest.raises(DatabaseUnsuitable, match="no server runs"):
+            _pg_server.processes_of(connection, tmp_path)
+        with pytest.raises(DatabaseUnsuitable, match="not the one behind"):
+            _pg_server._processes(live.data, None, os.getpid())
+
+
 def test_a_quiesce_that_waits_is_cancelled_at_the_deadline(live: Cluster) -> None:
     database = driver(live)
     with psycopg.connect(live.dsn()) as connection:
@@ -270,32 +327,73 @@ def test_a_role_without_rights_is_told_the_statements_that_give_them(
         hold.confirm(tmp_path)
 
 
-def test_peer_authentication_works_for_root_through_os_user(live: Cluster) -> None:
+@contextlib.contextmanager
+def authenticated(live: Cluster, line: str) -> Iterator[None]:
+    """The server's pg_hba.conf is this line, and it goes by it."""
     hba = live.home / "etc" / "pg_hba.conf"
     before = hba.read_text()
-    try:
-        hba.write_text("local all all peer\n")
-        reload = [str(live.bin_dir / "pg_ctl"), "-D", str(live.data), "reload"]
-        programs.run(reload, timeout_s=10, user="postgres")
+
+    def reloaded(text: str, *, lets_in: bool) -> None:
+        hba.write_text(text)
+        argv = [str(live.bin_dir / "pg_ctl"), "-D", str(live.data), "reload"]
+        programs.run(argv, timeout_s=10, user="postgres")
         until = time.monotonic() + 10
-        while "listed" not in _whether_listed(live):
+        while _lets_in(live) != lets_in:
             assert time.monotonic() < until
-        assert isinstance(problem(live.dsn()), DatabaseUnreachable)
-        database = open_database(Settings(dsn=live.dsn(), os_user="postgres"))
-        assert not any(each.problem for each in database.preflight(Mode.HOT))
-        assert os.geteuid() == 0
+
+    try:
+        reloaded(line + "\n", lets_in=False)
+        yield
     finally:
-        hba.write_text(before)
-        programs.run(reload, timeout_s=10, user="postgres")
+        reloaded(before, lets_in=True)
 
 
-def _whether_listed(live: Cluster) -> str:
-    """ "listed" once the server asks for peer authentication."""
+def _lets_in(live: Cluster) -> bool:
     try:
         psycopg.connect(live.dsn()).close()
     except psycopg.OperationalError:
-        return "listed"
-    return ""
+        return False
+    return True
+
+
+def test_peer_authentication_works_for_root_through_os_user(live: Cluster) -> None:
+    with authenticated(live, "local all all peer"):
+        found = problem(live.dsn())
+        assert isinstance(found, DatabaseUnreachable)
+        assert 'os_user = "postgres"' in found.hint
+        database = open_database(Settings(dsn=live.dsn(), os_user="postgres"))
+        assert not any(each.problem for each in database.preflight(Mode.HOT))
+        assert os.geteuid() == 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "line", "advice"),
+    [
+        ({"host": "/nowhere"}, "", "down, or it listens elsewhere"),
+        ({"host": "127.0.0.1", "port": "1"}, "", "down, or it listens elsewhere"),
+        ({"dbname": "none"}, "", "dbname"),
+        ({"user": "stranger"}, "", "`user`"),
+        ({"user": "pg_monitor"}, "", "`user`"),
+        ({"dbname": "closed"}, "", "dbname"),
+        ({"dbname": "guarded", "user": "nobody"}, "", "GRANT CONNECT"),
+        ({}, "local all all scram-sha-256", "passfile"),
+        ({"password": "wrong"}, "local all all scram-sha-256", "passfile"),
+        ({}, "local all stranger trust", "line for it to pg_hba.conf"),
+    ],
+    ids=str,
+)
+def test_each_refusal_of_a_connection_has_its_own_advice(
+    live: Cluster, wrong: dict[str, str], line: str, advice: str
+) -> None:
+    with authenticated(live, line) if line else contextlib.nullcontext():
+        found = problem(live.dsn(**wrong))
+    assert isinstance(found, DatabaseUnreachable)
+    assert advice in found.hint
+
+
+@pytest.mark.parametrize("dsn", ["host", "hosst=/tmp", "postgresql://[", "service=none"])
+def test_a_dsn_that_is_none_is_told_from_a_server_that_is_down(dsn: str) -> None:
+    assert "`dsn` is not" in problem(dsn).hint
 
 
 @pytest.mark.parametrize(
@@ -308,6 +406,41 @@ def test_settings_that_rule_hot_mode_out_leave_freeze_mode(settings: dict[str, s
         assert isinstance(problem(found.dsn()), DatabaseUnsuitable)
         with driver(found, Mode.FREEZE).quiesce(Mode.FREEZE, 30):
             pass
+
+
+@pytest.mark.parametrize(
+    ("settings", "warned"),
+    [
+        ({"max_slot_wal_keep_size": "100MB", "max_wal_size": "128MB"}, True),
+        ({"max_slot_wal_keep_size": "0", "max_wal_size": "128MB"}, True),
+        ({"max_slot_wal_keep_size": "100MB", "max_wal_size": "32MB"}, True),  # 8 segments of 16
+        ({"max_slot_wal_keep_size": "128MB", "max_wal_size": "128MB"}, False),
+        ({"max_slot_wal_keep_size": "-1", "max_wal_size": "128MB"}, False),
+    ],
+    ids=lambda value: "-".join(value.values()) if isinstance(value, dict) else "",
+)
+def test_a_slot_that_may_lose_wal_in_the_window_is_a_warning_in_hot_mode(
+    live: Cluster, settings: dict[str, str], warned: bool
+) -> None:
+    with psycopg.connect(live.dsn(), autocommit=True) as connection:
+        for name, value in settings.items():
+            connection.execute(f"ALTER SYSTEM SET {name} = '{value}'")
+        connection.execute("SELECT pg_reload_conf()")
+    try:
+        until = time.monotonic() + 10
+        while {name: ask(live.dsn(), f"SHOW {name}") for name in settings} != settings:
+            assert time.monotonic() < until
+        found = {mode: open_database(Settings(dsn=live.dsn())).preflight(mode) for mode in Mode}
+    finally:
+        with psycopg.connect(live.dsn(), autocommit=True) as connection:
+            for name in settings:
+                connection.execute(f"ALTER SYSTEM RESET {name}")
+            connection.execute("SELECT pg_reload_conf()")
+    named = [each for each in found[Mode.HOT] if each.what == "max_slot_wal_keep_size"]
+    assert [each.warning for each in named] == [True] * warned
+    assert all("max_wal_size" in each.problem.hint for each in named if each.problem)
+    assert not any(each.what == "max_slot_wal_keep_size" for each in found[Mode.FREEZE])
+    assert not any(each.problem and not each.warning for each in found[Mode.HOT])
 
 
 @pytest.mark.skipif(programs.find("pgbouncer") is None, reason="pgbouncer is not installed")

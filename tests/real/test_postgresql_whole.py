@@ -91,6 +91,16 @@ class Whole:
         return self.lab.base / "etc/postgresql/main"
 
     @property
+    def key(self) -> Path:
+        """Of the server's certificate: root's own, readable to the server's group, behind a link as
+        certbot makes them."""
+        return self.lab.base / "etc/ssl/archive/key3.pem"
+
+    @property
+    def certificate(self) -> Path:
+        return self.lab.base / "etc/ssl/server.crt"
+
+    @property
     def sockets(self) -> Path:
         return self.lab.base / "run"
 
@@ -127,6 +137,9 @@ class Whole:
             "external_pid_file": str(self.sockets / "main.pid"),
             "unix_socket_directories": str(self.sockets),
             "port": PORT,
+            "ssl": "on",
+            "ssl_cert_file": str(self.certificate),
+            "ssl_key_file": str(self.certificate.with_name("key.pem")),
         }
         with (self.etc / "postgresql.conf").open("a") as file:
             file.writelines(f"{name} = '{value}'\n" for name, value in values.items())
@@ -134,8 +147,20 @@ class Whole:
         (self.etc / "site.conf").write_text("work_mem = '5MB'\n")
         (self.etc / "pg_hba.conf").write_text("local all @keepers trust\nlocal all all trust\n")
         (self.etc / "keepers").write_text("keeper\n")
+        (self.etc / "start.conf").write_text("auto\n")  # beside Debian's
+        (self.etc / "environment").touch()
         for path in self.etc.iterdir():
             shutil.chown(path, "postgres", "postgres")
+        self.certify()
+
+    def certify(self) -> None:
+        self.key.parent.mkdir(parents=True)
+        argv = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=x"]
+        argv += ["-keyout", str(self.key), "-out", str(self.certificate)]
+        programs.run(argv, timeout_s=60)
+        self.certificate.with_name("key.pem").symlink_to("archive/key3.pem")
+        shutil.chown(self.key, "root", "postgres")
+        self.key.chmod(0o640)
 
     def start(self, more: str = "") -> None:
         self.control("start", "-o", f"-c config_file={self.etc / 'postgresql.conf'} {more}")
@@ -438,7 +463,9 @@ def test_the_set_holds_no_lock_file_and_keeps_emptied_directories(taken: Taken) 
         assert not {name for name in names if name.startswith(b"data/%s/" % emptied)}
     outside = {os.fsdecode(name) for name in names if name.startswith(b"outside/")}
     files = ("postgresql.conf", "pg_hba.conf", "pg_ident.conf", "site.conf", "keepers")
+    files += ("start.conf", "environment")
     assert {f"outside{taken.live.etc}/{name}" for name in files} <= outside
+    assert {f"outside{path}" for path in (taken.live.key, taken.live.certificate)} <= outside
     assert (b"data/backup_label" in names) == (taken.made.mode is Mode.HOT)
 
 
@@ -486,6 +513,8 @@ def started_by_hand(live: Whole, target: Path, sockets: Path) -> Iterator[str]:
         "ident_file": etc / "pg_ident.conf",
         "unix_socket_directories": sockets,
         "external_pid_file": sockets / "main.pid",
+        "ssl_cert_file": target / f"outside{live.certificate}",
+        "ssl_key_file": target / f"outside{live.key}",
         "archive_mode": "off",
     }
     words = " ".join(f"-c {name}={value}" for name, value in values.items())
@@ -532,8 +561,15 @@ def test_a_whole_set_restored_elsewhere_is_started_by_hand_and_the_original_is_u
                     connection.execute("CREATE DATABASE late TABLESPACE far")
                     connection.execute("CHECKPOINT")
                     assert connection.execute("SHOW work_mem").fetchone() == ("5MB",)
+                    assert connection.execute("SHOW ssl").fetchone() == ("on",)
+            assert owner_and_mode(target / f"outside{live.key}") == owner_and_mode(live.key)
     finally:
         shutil.rmtree(place)
+
+
+def owner_and_mode(path: Path) -> tuple[int, int, int]:
+    status = path.lstat()
+    return status.st_uid, status.st_gid, status.st_mode
 
 
 def test_a_drill_passes_with_transactions_prepared_and_the_running_original_is_untouched(
@@ -573,8 +609,10 @@ def test_a_stopped_original_comes_back_in_place_as_it_was(taken: Taken) -> None:
     (live.data / "backup_label.old").touch()
     (live.data / "recovery.signal").touch()
     (live.etc / "site.conf").write_text("work_mem = '6MB'\n")
-    for name in ("postgresql.conf", "keepers"):
-        (live.etc / name).unlink()
+    key = owner_and_mode(live.key)
+    gone = ("postgresql.conf", "keepers", "start.conf", "environment")
+    for path in (live.key, live.certificate, *(live.etc / name for name in gone)):
+        path.unlink()
     (live.etc / "conf.d").rmdir()
     try:
         taken.restored(None, original=True)
@@ -590,6 +628,11 @@ def test_a_stopped_original_comes_back_in_place_as_it_was(taken: Taken) -> None:
     taken.require_state(live.dsn(options=PATIENT))
     amcheck(live, live.dsn(), "postgres", "elsewhere", "born")
     assert live.do("SHOW work_mem") == [("5MB",)]
+    assert live.do("SHOW ssl") == [("on",)]
+    assert owner_and_mode(live.key) == key
+    assert live.certificate.with_name("key.pem").is_symlink()
+    assert (live.etc / "start.conf").read_text() == "auto\n"
+    assert (live.etc / "environment").exists()
 
 
 def self_named(taken: Taken) -> Iterator[tuple[Path, str]]:

@@ -50,14 +50,6 @@ from splitmirror.testing.mirrors import contents
 pytestmark = pytest.mark.real
 
 
-@pytest.fixture
-def mirror(tmp_path: Path) -> Iterator[QsdMirror]:
-    """Two disks of 16 MiB, attached and level."""
-    with attached(settings_in(tmp_path)) as mirror:
-        mirror.synchronize(silent)
-        yield mirror
-
-
 # --- synchronize
 
 

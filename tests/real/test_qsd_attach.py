@@ -6,7 +6,6 @@ import dataclasses
 import os
 import signal
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -53,14 +52,6 @@ from splitmirror.testing.mirrors import contents
 pytestmark = pytest.mark.real
 
 CAP_SYS_RESOURCE = 24  # capabilities(7)
-
-
-@pytest.fixture
-def mirror(tmp_path: Path) -> Iterator[QsdMirror]:
-    """Two disks of 16 MiB, attached and level."""
-    with attached(settings_in(tmp_path)) as mirror:
-        mirror.synchronize(silent)
-        yield mirror
 
 
 # --- what attach refuses

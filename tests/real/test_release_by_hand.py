@@ -5,17 +5,15 @@ from __future__ import annotations
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.real.loopfs import (
-    FSTYPES,
     LoopFs,
+    ended,
     freeze_held_up,
     freezing_threads,
     kill_pending,
-    loop_filesystems,
     until,
 )
 
@@ -24,32 +22,6 @@ from splitmirror.model import Session
 from splitmirror.system import process, programs
 
 pytestmark = pytest.mark.real
-
-
-@pytest.fixture(params=FSTYPES)
-def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[LoopFs]:
-    with loop_filesystems(tmp_path, request.param) as (made,):
-        yield made
-
-
-@pytest.fixture
-def disks(tmp_path: Path) -> Iterator[list[LoopFs]]:
-    with loop_filesystems(tmp_path, "ext4", "xfs") as made:
-        yield made
-
-
-@pytest.fixture
-def session() -> Iterator[Session]:
-    """A process that stands for the database's session."""
-    with subprocess.Popen(["sleep", "1000"]) as sleeper:
-        ticks = process.start_ticks(sleeper.pid)
-        assert ticks is not None
-        yield Session(what="the session", pid=sleeper.pid, start_ticks=ticks, signal=15)
-        sleeper.kill()
-
-
-def ended(session: Session) -> bool:
-    return not process.alive(session.pid, session.start_ticks)
 
 
 def test_release_by_hand_thaws_and_ends_and_a_second_time_is_harmless(

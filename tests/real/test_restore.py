@@ -178,7 +178,7 @@ def members_of(layout: Layout) -> list[Member]:
             if member.name.startswith(gone):
                 continue
             keep = layout.keep(member.name)
-            if keep is not Keep.KEEP:
+            if keep in (Keep.LEAVE, Keep.EMPTY):
                 gone += (member.name + b"/",)
             if keep is not Keep.LEAVE:
                 found.append(member)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from collections.abc import Iterable, Sequence
@@ -213,9 +214,11 @@ def _part(
     block_size: int,
 ) -> PartRecord:
     volume.begin_file(TapeFileKind.PART, set_id, number, block_size)
-    with PartWriter(volume.write, number=number, set_id=set_id, block_size=block_size) as writer:
-        members.extend((number, writer.add(member)) for member in part)
-        record = writer.close()
+    writer = PartWriter(
+        volume.write, io.BytesIO(), number=number, set_id=set_id, block_size=block_size
+    )
+    members.extend((number, writer.add(member)) for member in part)
+    record = writer.close()
     tape_file = volume.end_file()
     return replace(record, position=replace(tape_file.position, object=tape_file.data))
 

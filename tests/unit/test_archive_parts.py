@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 import pytest
 from blake3 import blake3
+from tests.unit.made_sets import a_set
 from tests.unit.part_checking import verify_part
 
 from splitmirror.archive import naming
@@ -23,7 +24,6 @@ from splitmirror.media import Block
 from splitmirror.media.memory import Cartridge, Memory
 from splitmirror.model import (
     Attributes,
-    BackupSet,
     Check,
     Kind,
     MapCounts,
@@ -32,7 +32,8 @@ from splitmirror.model import (
     Origin,
     Phase,
 )
-from splitmirror.stream.member import Member, Piece
+from splitmirror.stream.behind import Sink
+from splitmirror.stream.member import Member, Piece, PlainFile
 
 BLOCK_SIZE = 8192
 FILE = Attributes(
@@ -103,12 +104,16 @@ def some_members() -> list[Member]:
     ]
 
 
+def part_writer(sink: Sink, *, number: int = 1, block_size: int = BLOCK_SIZE) -> PartWriter:
+    return PartWriter(sink, io.BytesIO(), number=number, set_id="S1", block_size=block_size)
+
+
 def write(
     medium: Memory, members: Sequence[Member], *, number: int = 3
 ) -> tuple[PartRecord, list[MemberRecord]]:
-    with PartWriter(medium.write, number=number, set_id="S1", block_size=BLOCK_SIZE) as part:
-        records = [part.add(member) for member in members]
-        whole = part.close()
+    part = part_writer(medium.write, number=number)
+    records = [part.add(member) for member in members]
+    whole = part.close()
     medium.write_filemarks(1, sync=True)
     medium.locate(0)
     return whole, records
@@ -168,7 +173,7 @@ def test_early_warning_is_remembered() -> None:
 @pytest.mark.parametrize("size", [0, 511, 1000, (1 << 20) + 512])
 def test_a_record_size_that_the_format_does_not_have_is_refused(size: int) -> None:
     with pytest.raises(ValueError):
-        PartWriter(lambda blocks: False, number=1, set_id="S1", block_size=size)
+        part_writer(lambda blocks: False, block_size=size)
 
 
 # --- parts
@@ -254,25 +259,24 @@ def test_a_part_of_a_set_without_files_is_whole_too() -> None:
 
 @pytest.mark.parametrize("given", [b"x" * 99, b"x" * 101, b""])
 def test_a_member_that_is_not_as_long_as_its_ranges_stops_the_part(given: bytes) -> None:
-    part = PartWriter(volume().write, number=1, set_id="S1", block_size=BLOCK_SIZE)
+    part = part_writer(volume().write)
     wrong = replace(member(b"data/a", b"x" * 100), chunks=[memoryview(given)])
-    with part:
-        with pytest.raises(LegError, match="data/a"):
-            part.add(wrong)
-        with pytest.raises(LegError, match="broken off"):
-            part.add(member(b"data/b"))
-        with pytest.raises(LegError, match="broken off"):
-            part.close()
+    with pytest.raises(LegError, match="data/a"):
+        part.add(wrong)
+    with pytest.raises(LegError, match="broken off"):
+        part.add(member(b"data/b"))
+    with pytest.raises(LegError, match="broken off"):
+        part.close()
 
 
 def test_a_full_medium_leaves_a_part_that_cannot_be_closed() -> None:
     medium = Memory(Cartridge(), capacity=3 * BLOCK_SIZE)
     medium.load(writable=True)
-    with PartWriter(medium.write, number=1, set_id="S1", block_size=BLOCK_SIZE) as part:
-        with pytest.raises(EndOfMedium):
-            part.add(member(b"data/a", bytes(10 * BLOCK_SIZE), chunk=10 * BLOCK_SIZE))
-        with pytest.raises(LegError, match="broken off"):
-            part.close()
+    part = part_writer(medium.write)
+    with pytest.raises(EndOfMedium):
+        part.add(member(b"data/a", bytes(10 * BLOCK_SIZE), chunk=10 * BLOCK_SIZE))
+    with pytest.raises(LegError, match="broken off"):
+        part.close()
 
 
 @pytest.mark.parametrize(
@@ -289,8 +293,8 @@ def test_a_full_medium_leaves_a_part_that_cannot_be_closed() -> None:
     ],
 )
 def test_a_member_that_cannot_be_is_refused(wrong: Member) -> None:
-    part = PartWriter(volume().write, number=1, set_id="S1", block_size=BLOCK_SIZE)
-    with part, pytest.raises(ValueError):
+    part = part_writer(volume().write)
+    with pytest.raises(ValueError):
         part.add(wrong)
 
 
@@ -400,10 +404,9 @@ def test_a_part_of_a_later_major_version_is_refused_as_such() -> None:
 
 # --- the set's catalogue
 
-SET = BackupSet(
-    set_id="20240102T030405-abcd",
+SET = a_set(
+    "20240102T030405-abcd",
     source="shop",
-    host="db1",
     database="postgresql",
     mode=Mode.HOT,
     check=Check.RELEASED,
@@ -411,7 +414,6 @@ SET = BackupSet(
     medium="virtualtape",
     started=datetime(2024, 1, 2, 3, 4, 5, 678901, tzinfo=UTC),
     ended=datetime(2024, 1, 2, 3, 5, 5, tzinfo=UTC),
-    complete=True,
     files=2,
     stored_bytes=123,
     write_pause_s=0.042,
@@ -483,3 +485,58 @@ def test_a_catalogue_line_is_plain_ascii_json_of_known_keys() -> None:
     }
     assert lines[11]["piece"] == [2, 2, 1_000_000, 1_005_000]
     assert lines[6]["name"].startswith("data/\udcff\n")
+
+
+def test_a_stretch_of_ordinary_files_is_written_as_its_members_would_be_one_by_one() -> None:
+    """Byte for byte, the manifest included: the quick way must not be another format."""
+    label = ((b"security.selinux", b"system_u:object_r:x_t:s0\0"),)
+    files = [
+        PlainFile(b"data/a", 0o600, 26, 26, 1_700_000_000_123_456_789, (), "", b"x" * 700),
+        PlainFile(b"data/b", 0o600, 26, 26, 1_700_000_001_000_000_000, (), "shop.orders", b""),
+        PlainFile(b"data/c", 0o4755, 1 << 22, 26, -5, (), "", b"y" * 512),
+        PlainFile(b"data/d", 0o600, 26, 1 << 30, 1, label, "", b"z"),
+        PlainFile("data/\u00e9".encode(), 0o600, 0, 0, 1_700_000_002_000_000_001, (), "", b"q" * 9),
+        PlainFile(b"data/\xff", 0o600, 0, 0, 1_700_000_002_000_000_001, (), "", b"q" * 9),
+        PlainFile(b"d/" * 60 + b"e", 0o600, 0, 0, 1_700_000_002_000_000_001, (), "", b"q" * 9),
+        PlainFile(b"data/f", 0o600, 0, 0, 1_700_000_002_000_000_001, (), "", b"w" * 300_000),
+        PlainFile(b"data/g", 0o600, 0, 0, 1_700_000_002_000_000_001, (), "", b"w" * 70_000),
+    ]
+    quick, slow = volume(), volume()
+    texts = []
+    for medium, together in ((quick, True), (slow, False)):
+        lines = io.BytesIO()
+        part = PartWriter(medium.write, lines, number=3, set_id="S1", block_size=BLOCK_SIZE)
+        if together:
+            part.add_plain([file._replace(data=memoryview(file.data)) for file in files])
+        else:
+            for file in files:
+                part.add(member_of_plain(file))
+        texts.append((lines.getvalue(), part.length, part.stored))
+    assert texts[0] == texts[1]
+    assert quick.cartridge.objects == slow.cartridge.objects
+
+
+def member_of_plain(file: PlainFile) -> Member:
+    size = len(file.data)
+    return Member(
+        name=file.name,
+        attributes=Attributes(
+            kind=Kind.FILE,
+            mode=file.mode,
+            uid=file.uid,
+            gid=file.gid,
+            size=size,
+            mtime_ns=file.mtime_ns,
+            xattrs=file.xattrs,
+        ),
+        size=size,
+        ranges=((0, size),) if size else (),
+        chunks=[memoryview(file.data)],
+        title=file.title,
+    )
+
+
+def test_a_reserved_name_is_refused_in_a_stretch_too() -> None:
+    part = part_writer(volume().write)
+    with pytest.raises(ValueError, match="kept for the format"):
+        part.add_plain([PlainFile(b".splitmirror/x", 0o600, 0, 0, 1, (), "", memoryview(b""))])

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import Connection, create_engine, text
+from tests.unit import made_sets
 
 from splitmirror.archive.manifest import MemberRecord, PartRecord
 from splitmirror.catalog import Catalog, Located
@@ -23,7 +24,6 @@ from splitmirror.errors import CatalogError, NoSuchSet
 from splitmirror.model import (
     Attributes,
     BackupSet,
-    Check,
     Kind,
     MapCounts,
     MediaPosition,
@@ -37,18 +37,15 @@ STARTED = datetime(2024, 5, 17, 3, 0, tzinfo=timezone(timedelta(hours=2)))
 
 
 def a_set(set_id: str = "orders-20240517T010000Z-a1b2", **changed: object) -> BackupSet:
-    record = BackupSet(
-        set_id=set_id,
-        source="orders",
-        host="db1",
+    """One with something in every field."""
+    full = made_sets.a_set(
+        set_id,
         database="postgresql",
         mode=Mode.HOT,
-        check=Check.QUIESCED,
         mirror="lvm",
         medium="virtualtape",
         started=STARTED,
         ended=STARTED + timedelta(minutes=3),
-        complete=True,
         files=3,
         stored_bytes=12288,
         write_pause_s=0.031,
@@ -58,10 +55,11 @@ def a_set(set_id: str = "orders-20240517T010000Z-a1b2", **changed: object) -> Ba
             Phase(name="split", began_s=3.0, seconds=0.01),
         ),
         maps=MapCounts(early=3, renewed=1, new=1, gone=0),
+        watch="armed",
         trees=((b"data", b"/srv/p\xffg/data"), (b"wal", b"/srv/wal")),
         facts={"version": "15.6", "where": "dé"},
     )
-    return dataclasses.replace(record, **changed)  # type: ignore[arg-type]
+    return dataclasses.replace(full, **changed)  # type: ignore[arg-type]
 
 
 PARTS = [
@@ -304,7 +302,7 @@ def test_an_older_catalogue_is_brought_up_step_by_step() -> None:
 
 
 def test_the_catalogue_survives_a_power_cut_by_its_settings(catalog: Catalog) -> None:
-    with catalog._reading() as connection:
+    with catalog._writing() as connection:
         settings = {
             name: connection.exec_driver_sql(f"pragma {name}").scalar_one()
             for name in ("journal_mode", "synchronous", "foreign_keys")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from tests.unit import made_sets
 
 from splitmirror.cli import DEFECT, INTERRUPTED, WRONG_USAGE
 from splitmirror.cli.show import print_next, print_sets
-from splitmirror.model import BackupSet, Check, Mode
+from splitmirror.model import BackupSet
 
 HEAVY = ("sqlalchemy", "psycopg", "splitmirror.backup", "splitmirror.demo", "splitmirror.catalog")
 
@@ -33,20 +33,9 @@ def document(done: subprocess.CompletedProcess[str]) -> dict[str, object]:
     return found
 
 
-def a_set(**facts: object) -> BackupSet:
-    values: dict[str, object] = {
-        "set_id": "20260101T000000-00000001",
-        "source": "a-source-with-the-longest-of-names",
-        "host": "h",
-        "database": "postgresql",
-        "mode": Mode.HOT,
-        "check": Check.QUIESCED,
-        "mirror": "memory",
-        "medium": "virtualtape",
-        "started": datetime(2026, 1, 1, tzinfo=UTC),
-        "complete": True,
-    }
-    return BackupSet(**(values | facts))  # type: ignore[arg-type]
+def a_set(**changed: object) -> BackupSet:
+    values = {"source": "a-source-with-the-longest-of-names", "database": "postgresql"} | changed
+    return made_sets.a_set("20260101T000000-00000001", **values)
 
 
 def test_the_version_imports_no_library_of_a_recipe() -> None:
@@ -114,14 +103,18 @@ def test_a_restored_cluster_is_told_how_to_start_away_from_the_original(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     facts = {"bin_dir": "/usr/lib/postgresql/15/bin", "config_file": "/etc/pg/postgresql.conf"}
+    facts |= {"ssl_key_file": "/etc/pg/key", "ssl_cert_file": "/pg/server.crt"}
     own = tmp_path / "outside" / "etc" / "pg" / "postgresql.conf"
     own.parent.mkdir(parents=True)
     own.touch()
+    own.with_name("key").touch()
     print_next(a_set(facts=facts, trees=((b"data", b"/pg"),)), tmp_path)
     said = capsys.readouterr().out
     assert f"/usr/lib/postgresql/15/bin/pg_ctl start -D {tmp_path}/data" in said
     assert f"-c config_file={own}" in said
     assert f"-c data_directory={tmp_path}/data" in said
+    assert f"-c ssl_key_file={own.with_name('key')}" in said
+    assert "ssl_cert_file" not in said  # that came back in the data directory
     assert "archive_mode=off" in said
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -10,20 +11,20 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from blake3 import blake3
+from tests.unit.made_sets import a_set
 
 from splitmirror.archive.manifest import MemberRecord, PartRecord
-from splitmirror.archive.part import PartWriter
+from splitmirror.archive.part import PartWriter, member_lines
 from splitmirror.archive.reading import read_members
 from splitmirror.archive.set_catalogue import write_set_catalogue
 from splitmirror.media.labels import TapeFileKind
 from splitmirror.media.virtualtape import Settings, open_medium
 from splitmirror.media.volume import VolumeWriter, open_for_append
-from splitmirror.model import Attributes, BackupSet, Check, Kind, Mode
+from splitmirror.model import Attributes, BackupSet, Kind
 from splitmirror.stream.member import Member, Piece
 
 PAGE = Path(__file__).parents[2] / "docs/format.md"
@@ -90,13 +91,12 @@ def write_part(
     volume: VolumeWriter, set_id: str, number: int, members: Sequence[Member]
 ) -> tuple[PartRecord, list[MemberRecord], list[bytes]]:
     volume.begin_file(TapeFileKind.PART, set_id, number, BLOCK_SIZE)
-    records, lines = [], []
-    with PartWriter(volume.write, number=number, set_id=set_id, block_size=BLOCK_SIZE) as part:
-        for member in members:
-            records.append(part.add(member))
-            lines.append(part.line)
-        whole = part.close()
+    manifest = io.BytesIO()
+    part = PartWriter(volume.write, manifest, number=number, set_id=set_id, block_size=BLOCK_SIZE)
+    records = [part.add(member) for member in members]
+    whole = part.close()
     file = volume.end_file()
+    lines = list(member_lines(manifest.getvalue().splitlines(keepends=True)))
     return replace(whole, position=replace(file.position, object=file.data)), records, lines
 
 
@@ -116,21 +116,6 @@ def write_set(volume: VolumeWriter, backup_set: BackupSet, salt: bytes) -> list[
     volume.end_file()
     volume.finish_set()
     return [record for _, records, _ in written for record in records]
-
-
-def a_set(set_id: str) -> BackupSet:
-    return BackupSet(
-        set_id=set_id,
-        source="shop",
-        host="db1",
-        database="none",
-        mode=Mode.FREEZE,
-        check=Check.QUIESCED,
-        mirror="memory",
-        medium="virtualtape",
-        started=datetime(2024, 1, 2, tzinfo=UTC),
-        complete=True,
-    )
 
 
 @pytest.fixture(scope="module")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
 import pytest
 
-from splitmirror.databases import Keep, _pg_hold, _pg_preflight
+from splitmirror.databases import Keep, Root, _pg_hold, _pg_preflight
 from splitmirror.databases._pg_layout import (
     Places,
     RelationFile,
+    certificates,
     layout,
     order,
     outside_files,
@@ -41,8 +43,33 @@ def plain(places: Places) -> Places:
 
 
 def test_tablespaces_and_a_linked_pg_wal_are_roots_of_their_own(places: Places) -> None:
-    names = [root.name for root in layout(places, Mode.HOT).roots]
+    names = [root.name for root in layout(places, Mode.FREEZE).roots]
     assert names == [b"data", b"tblspc/16385", b"wal"]
+
+
+def test_in_hot_mode_a_linked_pg_wal_is_a_bare_directory_that_may_be_off_the_mirror(
+    places: Places,
+) -> None:
+    hot = layout(places, Mode.HOT)
+    assert [root.name for root in hot.roots] == [b"data", b"tblspc/16385"]
+    wal = (places.data / "pg_wal").readlink()
+    assert hot.apart == hot.bare == (Root(name=b"wal", path=os.fsencode(wal)),)
+    (wal / "archive_status").mkdir()
+    assert [root.name for root in layout(places, Mode.HOT).bare] == [b"wal", b"wal/archive_status"]
+    assert layout(places, Mode.HOT).apart == hot.apart
+    assert hot.keep(b"data/pg_wal") is Keep.KEEP  # the link itself
+
+
+def test_in_hot_mode_a_mounted_pg_wal_is_a_bare_directory_too(
+    places: Places, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wal = plain(places).data / "pg_wal"
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == wal)
+    hot, freeze = layout(places, Mode.HOT), layout(places, Mode.FREEZE)
+    assert hot.bare == (Root(name=b"data/pg_wal", path=os.fsencode(wal)),)
+    assert hot.keep(b"data/pg_wal") is Keep.LEAVE
+    assert freeze.keep(b"data/pg_wal") is Keep.KEEP
+    assert freeze.bare == ()
 
 
 def test_a_tablespace_inside_the_data_directory_is_not_stored_twice(places: Places) -> None:
@@ -113,7 +140,8 @@ def test_the_wal_on_the_leg_belongs_to_the_set_in_freeze_mode_only(
     places = places if linked else plain(places)
     segment = wal + b"/000000010000000000000001"
     hot, freeze = layout(places, Mode.HOT), layout(places, Mode.FREEZE)
-    assert hot.keep(wal) is freeze.keep(wal) is Keep.KEEP
+    assert freeze.keep(wal) is Keep.KEEP
+    assert hot.keep(wal) is (Keep.LEAVE if linked else Keep.KEEP)
     assert (hot.keep(segment), freeze.keep(segment)) == (Keep.LEAVE, Keep.KEEP)
     assert hot.keep(wal + b"/archive_status") is Keep.EMPTY
     assert freeze.keep(wal + b"/archive_status/x.ready") is Keep.KEEP
@@ -177,6 +205,44 @@ def test_configuration_off_the_data_directory_is_found_through_includes(tmp_path
         path.write_text("")
     found = outside_files({"config_file": str(main), "hba_file": str(hba)}, data)
     assert set(found) == {main, more, etc / "conf.d/a.conf"}
+
+
+def test_certificates_and_keys_off_the_data_directory_belong_to_it_by_their_real_places(
+    tmp_path: Path,
+) -> None:
+    """A link, as certbot makes them, is not replaced by a restore: what it leads to is stored."""
+    data, ssl = tmp_path / "data", tmp_path / "ssl"
+    for path in (data, ssl):
+        path.mkdir()
+    for path in (data / "server.crt", ssl / "key3", ssl / "root.crt"):
+        path.touch()
+    (ssl / "key").symlink_to("key3")
+    settings = {
+        "ssl_cert_file": "server.crt",  # of the data directory
+        "ssl_key_file": str(ssl / "key"),
+        "ssl_ca_file": "../ssl/root.crt",
+        "ssl_crl_file": str(ssl / "gone"),
+        "ssl_dh_params_file": "",
+    }
+    assert outside_files(settings, data) == (ssl / "key3", ssl / "root.crt")
+    assert certificates(settings, data) == {
+        "ssl_cert_file": data / "server.crt",
+        "ssl_key_file": ssl / "key3",
+        "ssl_ca_file": ssl / "root.crt",
+    }
+
+
+def test_debians_files_beside_its_configuration_belong_to_it(tmp_path: Path) -> None:
+    data, etc = tmp_path / "data", tmp_path / "etc/postgresql/15/main"
+    etc.mkdir(parents=True)
+    main = etc / "postgresql.conf"
+    for name in ("postgresql.conf", "environment", "pg_ctl.conf", "other"):
+        (etc / name).touch()
+    settings = {"config_file": str(main)}
+    assert outside_files(settings, data) == (main,)  # else /etc/environment might be meant
+    (etc / "start.conf").touch()
+    debian = {etc / name for name in ("start.conf", "environment", "pg_ctl.conf")}
+    assert set(outside_files(settings, data)) == {main} | debian
 
 
 LABEL = "START WAL LOCATION: 1/FE000028 (file 0000000300000001000000FE)\nCHECKPOINT LOCATION: x\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import msgspec
@@ -41,6 +42,28 @@ def test_the_defaults_spare_the_database() -> None:
 )
 def test_what_cannot_work_is_refused_with_what_to_write(changes: dict[str, object]) -> None:
     with pytest.raises(ConfigError) as caught:
+        settings(**changes)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"establish_speed": "lots"}, "establish_speed = 'lots'"),
+        ({"establish_speed": 0}, "establish_speed = 0"),
+        ({"level_below": "few"}, "level_below = 'few'"),
+        ({"level_below": -1}, "level_below = -1"),
+        ({"level_below": 1 << 70}, "level_below = 1180591620717411303424"),
+        ({"granularity": "fine"}, "granularity = 'fine'"),
+        ({"max_passes": 0}, "max_passes = 0"),
+        ({"disks": [{**DISK, "size": "large"}]}, "size of the disk 'd0' = 'large'"),
+        ({"disks": [{**DISK, "size": 1000}]}, "size of the disk 'd0' = 1000"),
+    ],
+)
+def test_a_wrong_size_or_number_is_refused_by_the_name_of_its_key(
+    changes: dict[str, object], named: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(named)) as caught:
         settings(**changes)
     assert caught.value.hint
 

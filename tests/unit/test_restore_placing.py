@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.unit.made_sets import TIME_NS, attributes
 
 from splitmirror.archive.ground import Anchor, components, refused
 from splitmirror.archive.placing import Placer
@@ -20,22 +21,9 @@ from splitmirror.errors import (
     SplitmirrorError,
     TargetNotEmpty,
 )
-from splitmirror.model import Attributes, Kind
+from splitmirror.model import Kind
 
 ROOT = os.geteuid() == 0
-TIME_NS = 1_234_567_890_123_456_789
-
-
-def attributes(kind: Kind = Kind.FILE, **changed: object) -> Attributes:
-    values: dict[str, object] = {
-        "kind": kind,
-        "mode": 0o755 if kind is Kind.DIRECTORY else 0o640,
-        "uid": os.geteuid(),
-        "gid": os.getegid(),
-        "size": 0,
-        "mtime_ns": TIME_NS,
-    }
-    return Attributes(**(values | changed))  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import threading
+from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -25,8 +28,9 @@ from splitmirror.model import (
     Tree,
 )
 from splitmirror.stream.leg_reader import read_fully
+from splitmirror.stream.member import Member
 from splitmirror.stream.pipeline import LegSource, file_member
-from splitmirror.stream.plan import Part, plan_parts
+from splitmirror.stream.plan import Item, Items, Part, plan_parts
 
 SIZE = 8 << 20
 WINDOW = 1 << 20
@@ -178,8 +182,12 @@ def test_what_is_not_plain_needs_the_mounted_leg(image: Path) -> None:
 
 def test_a_leg_that_is_gone_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     threads, before = threading.active_count(), descriptors()
-    with pytest.raises(LegError, match="cannot be opened"):
-        source_of(tmp_path / "gone", table_of((0, 10)))
+    table = table_of((0, 10))
+    with (
+        source_of(tmp_path / "gone", table) as source,
+        pytest.raises(LegError, match="cannot be opened"),
+    ):
+        list(source.members(part_of(table)))
     assert (threading.active_count(), descriptors()) == (threads, before)
 
 
@@ -189,7 +197,7 @@ def test_a_leg_in_memory_that_refuses_direct_io_is_read_all_the_same() -> None:
     try:
         os.write(fd, content)
         table = table_of((4096, 5000), (512, 7))
-        with source_of(Path(f"/proc/self/fd/{fd}"), table, length=1 << 20) as source:
+        with source_of(Path(f"/proc/{os.getpid()}/fd/{fd}"), table, length=1 << 20) as source:
             found = [b"".join(map(bytes, m.chunks)) for m in source.members(part_of(table))]
         assert found == [content[4096:9096], content[512:519]]
     finally:
@@ -237,10 +245,70 @@ def test_a_copied_file_that_became_shorter_is_an_error(tmp_path: Path) -> None:
     assert caught.value.hint
 
 
-@pytest.mark.parametrize("what", ["missing", "directory"])
+@pytest.mark.parametrize("what", ["missing", "fifo"])
 def test_what_cannot_be_copied_is_refused_by_name(tmp_path: Path, what: str) -> None:
     path = tmp_path / "it"
-    if what == "directory":
-        path.mkdir()
+    if what == "fifo":
+        os.mkfifo(path)
     with pytest.raises(DatabaseError, match=str(path)):
         file_member(b"outside/it", path, Origin.PRIMARY)
+
+
+# --- ordinary small files
+
+
+def test_ordinary_files_come_in_stretches_in_order_with_their_bytes(image: Path) -> None:
+    table = table_of((8192, 100), (0, 4096), (4 << 20, 3 << 20), (16384, 7), (12288, 0))
+    with source_of(image, table) as source:
+        found = []
+        for _, stretches in source.parts([part_of(table)]):
+            for stretch in stretches:
+                if isinstance(stretch, Member):
+                    found.append([(stretch.name, b"".join(map(bytes, stretch.chunks)))])
+                else:
+                    found.append([(file.name, bytes(file.data)) for file in stretch])
+    content = image.read_bytes()
+    assert found == [
+        [(b"data/0", content[8192:8292]), (b"data/1", content[:4096])],
+        [(b"data/2", content[4 << 20 : 7 << 20])],
+        [(b"data/3", content[16384:16391]), (b"data/4", b"")],
+    ]
+
+
+def test_the_next_part_is_read_before_the_one_before_it_is_done(image: Path) -> None:
+    table = table_of((0, 4096), (8192, 4096))
+    first, second = (Part(number=n, items=Items.of([Item(n - 1, 0, 4096)]), stored=4096)
+                     for n in (1, 2))  # fmt: skip
+    with source_of(image, table) as source:
+        parts = source.parts([first, second])
+        _, stretches = next(parts)
+        next(stretches)
+        assert source.counts.reads == 1, "both lie in one window"
+        assert [part.number for part, _ in parts] == [2]
+
+
+def test_a_reader_that_is_killed_is_an_error_and_no_wait(image: Path) -> None:
+    table = table_of(*((at << 20, 1 << 20) for at in range(8)))
+    with source_of(image, table) as source:
+        members = source.members(part_of(table))
+        next(members)
+        (child,) = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+        os.kill(int(child), signal.SIGKILL)
+        with pytest.raises(LegError, match=r"ended \(-9\)"):
+            list(members)
+
+
+def test_a_window_is_not_used_again_while_the_medium_has_it(image: Path) -> None:
+    table = table_of(*((at * WINDOW, WINDOW - 8192) for at in range(6)))
+    waiting: list[Callable[[], None]] = []
+    content = image.read_bytes()
+    with source_of(image, table) as source:
+        _, stretches = next(source.parts([part_of(table)], waiting.append))
+        kept = []
+        for stretch in islice(stretches, 3):
+            assert isinstance(stretch, Member)
+            kept += [(stretch.name, chunk) for chunk in stretch.chunks]
+        for name, chunk in kept:
+            at = int(name.rpartition(b"/")[2]) * WINDOW
+            assert chunk == content[at : at + len(chunk)]
+        assert len(waiting) == 2, "the windows before the one that is being emitted"

@@ -20,7 +20,7 @@ LAST, MERGED, SHARED, UNWRITTEN = (
 
 
 def normal(size: int, *extents: tuple[int, int, int, int]) -> list[Extent]:
-    return list(fiemap._normalize(iter(extents), size))
+    return list(ExtentMap(fiemap._normalize(iter(extents), size)))
 
 
 def test_neighbours_that_continue_one_another_are_merged() -> None:

@@ -26,6 +26,7 @@ from splitmirror.errors import (
 
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PRIVATE = 0o700  # of a directory until its own mode is set, and of one that no member describes
+_PUBLIC = 0o755  # of one that no member describes where everybody's directories are
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -62,12 +63,14 @@ def refused(where: str, error: OSError) -> SplitmirrorError:
 class Anchor:
     """Members named `prefix`, or below it, go to `base` (or below it) in `directory`.
 
-    `prefix` b"": all members, under their own names.
+    `prefix` b"": all members, under their own names. `public`: directories that no member describes
+    are like those of /etc, open to all and root's; else private to whose directory they lie in.
     """
 
     directory: Path
     prefix: bytes = b""
     base: bytes = b""
+    public: bool = False
 
     def __post_init__(self) -> None:
         if self.base:
@@ -91,14 +94,16 @@ class Anchor:
 
 
 class Ground:
-    """An open directory and the way to what lies below it. Not thread-safe.
+    """An open directory and the way to what lies below it. Not thread-safe; others may make
+    directories there meanwhile.
 
-    `make`: the directory itself is made (with its parents) when it is not there.
-    Keeps the directories down to the last place open, for members come in order.
+    `make`: the directory itself is made (with its parents) when it is not there. `public`: see
+    Anchor. Keeps the directories down to the last place open, for members come in order.
     """
 
-    def __init__(self, directory: Path, *, make: bool) -> None:
+    def __init__(self, directory: Path, *, make: bool, public: bool = False) -> None:
         self.directory = directory
+        self._public = public
         if make:
             directory.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
         self._root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -134,8 +139,8 @@ class Ground:
     def enter(self, path: Sequence[bytes], *, make: bool = False) -> int:
         """A descriptor of the directory at `path`, borrowed until the next call.
 
-        `make`: missing ones are made, private to the owner of the directory they lie in. Raises
-        OutsideTarget when a component is a symbolic link, TargetNotEmpty when one is no
+        `make`: missing ones are made, private to the owner of the directory they lie in, or public.
+        Raises OutsideTarget when a component is a symbolic link, TargetNotEmpty when one is no
         directory, FileNotFoundError.
         """
         known = 0
@@ -168,9 +173,13 @@ class Ground:
         try:
             os.mkdir(path[-1], _PRIVATE, dir_fd=above)
             fd = os.open(path[-1], _OPEN, dir_fd=above)
+        except FileExistsError:
+            return self._step(path, False)  # somebody else was quicker
         except OSError as error:
             raise refused(self.where(path), error) from error
-        if os.geteuid() == 0:
+        if self._public:
+            os.fchmod(fd, _PUBLIC)
+        elif os.geteuid() == 0:
             owner = os.fstat(above)
             os.fchown(fd, owner.st_uid, owner.st_gid)
         return fd

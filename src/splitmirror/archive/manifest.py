@@ -26,7 +26,7 @@ from splitmirror.archive.naming import (
 from splitmirror.archive.naming import (
     parse_line as parse_line,
 )
-from splitmirror.archive.pax import decimal
+from splitmirror.archive.pax import SECOND, FileValues, attributes_of, decimal
 from splitmirror.archive.unpax import nanoseconds
 from splitmirror.errors import WrongMedium
 from splitmirror.model import Attributes, Kind, MediaPosition, Origin
@@ -102,23 +102,54 @@ def member_line(record: MemberRecord, part: int) -> bytes:
     return text.encode("ascii") + b"}\n"
 
 
-def description(record: MemberRecord) -> str:
-    """What of the line can also be told from the tar, without its hash and without braces.
+def file_line(part: int, offset: int, values: FileValues, digest: str, title: str) -> str:
+    """`member_line` of a regular file without holes, link or pieces, off the leg; as text, and
+    `digest` as hex. The inner loop of a set of small files."""
+    name, mode, uid, gid, mtime_ns, xattrs, size = values
+    if xattrs:
+        record = MemberRecord(
+            name=name,
+            attributes=attributes_of(values),
+            offset=offset,
+            size=size,
+            stored=size,
+            blake3=bytes.fromhex(digest),
+            title=title,
+        )
+        return member_line(record, part).decode("ascii")
+    usual = _usual(name, "file", offset, mode, uid, gid, mtime_ns, size)
+    ending = f',"title":{json_text(title)}}}\n' if title else "}\n"
+    return f'{{"part":{part},{usual},"blake3":"{digest}"{ending}'
 
-    Written by hand, for it is the inner loop: a third of the time of the json module.
-    """
+
+def description(record: MemberRecord) -> str:
+    """What of the line can also be told from the tar, without its hash and without braces."""
     attributes = record.attributes
-    text = (
-        f'"name":{json_text(to_text(record.name))},"kind":"{_kind_name(attributes.kind)}",'
-        f'"offset":{record.offset},"mode":"{attributes.mode:04o}","uid":{attributes.uid},'
-        f'"gid":{attributes.gid},"mtime":"{decimal(attributes.mtime_ns).decode()}",'
-        f'"size":{record.size}'
-    )
+    text = _usual(
+        record.name, _kind_name(attributes.kind), record.offset, attributes.mode, attributes.uid,
+        attributes.gid, attributes.mtime_ns, record.size,
+    )  # fmt: skip
     if record.stored != record.size:
         text += f',"stored":{record.stored},"map":"{record.map.hex()}"'
     if record.piece is None and not (attributes.link or attributes.rdev or attributes.xattrs):
         return text
     return text + "," + json_line(_rarely(record)).decode().strip("{}\n")
+
+
+def _usual(
+    name: bytes, kind: str, offset: int, mode: int, uid: int, gid: int, mtime_ns: int, size: int
+) -> str:
+    """What every line has. Written by hand: a third of the time of the json module."""
+    if mtime_ns >= 0:
+        seconds, ns = divmod(mtime_ns, SECOND)
+        mtime = f"{seconds}.{ns:09d}"
+    else:
+        mtime = decimal(mtime_ns).decode()
+    return (
+        f'"name":{json_text(name.decode("utf-8", "surrogateescape"))},"kind":"{kind}",'
+        f'"offset":{offset},"mode":"{mode:04o}","uid":{uid},"gid":{gid},"mtime":"{mtime}",'
+        f'"size":{size}'
+    )
 
 
 def _kind_name(kind: Kind) -> str:

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import msgspec
+
 from splitmirror.model import Attributes, Kind
 from splitmirror.stream.member import Piece
 
@@ -62,7 +64,10 @@ def json_line(document: Mapping[str, object]) -> bytes:
 
 def parse_line(line: bytes) -> dict[str, Any]:
     """A line's document. Raises ValueError."""
-    document = json.loads(line)
+    try:
+        document = msgspec.json.decode(line)
+    except msgspec.DecodeError:  # of names that are not UTF-8, or of what is no JSON at all
+        document = json.loads(line)
     if not isinstance(document, dict):
         raise ValueError("a line that is no JSON object")
     return document

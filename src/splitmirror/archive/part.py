@@ -6,9 +6,9 @@ or a member that ended early leave a tape file that the volume's next label over
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
-from types import TracebackType
+from typing import IO
 
 from blake3 import blake3
 
@@ -18,41 +18,45 @@ from splitmirror.archive.manifest import (
     VERSION,
     MemberRecord,
     PartRecord,
+    file_line,
     map_digest,
     member_line,
 )
 from splitmirror.archive.naming import OURS, comment_of, json_line, manifest_name, piece_name
-from splitmirror.archive.records import BLOCK_SIZE, Sink
-from splitmirror.archive.tar import TarWriter, contents, spool
+from splitmirror.archive.pax import file_header
+from splitmirror.archive.records import BLOCK_SIZE
+from splitmirror.archive.tar import TarWriter, contents
 from splitmirror.errors import LegError
 from splitmirror.model import Kind
-from splitmirror.stream.member import Member
+from splitmirror.stream.behind import Sink, Then, at_once
+from splitmirror.stream.member import Member, PlainFile
+
+_OF_NOTHING = blake3().hexdigest()
 
 
 class PartWriter:
-    """One part on its way to the medium. `sink` writes records and tells of early warning.
+    """One part on its way to the medium. `sink` writes records and tells of early warning, `then`
+    tells when it has done with them.
 
-    A context manager: leaving it lets go of the temporary file; only `close` ends the part. After
-    an exception nothing more can be added, and `close` raises. `line` is the manifest's line of the
-    member that was added last, as the set's catalogue wants it too.
+    After an exception nothing more can be added, and `close` raises. `lines` is an empty file that
+    becomes the part's manifest; between its first line and its last stand the members', as the
+    set's catalogue has them too (`member_lines`).
     """
 
     def __init__(
         self,
         sink: Sink,
+        lines: IO[bytes],
         *,
         number: int,
         set_id: str,
         block_size: int = BLOCK_SIZE,
-        scratch: Path | None = None,
+        then: Then = at_once,
     ) -> None:
-        """`scratch`: a directory for the manifest of very many members, on nothing that will be
-        frozen; by default the system's for temporary files."""
-        self._tar = TarWriter(sink, block_size)
+        self._tar = TarWriter(sink, block_size, then)
         self._number, self._set_id, self._block_size = number, set_id, block_size
         self._members = self._stored = 0
-        self.line = b""
-        self._lines = spool(scratch)
+        self._lines = lines
         self._digest = blake3()
         self._whole = True
         self._note(
@@ -67,17 +71,6 @@ class PartWriter:
             )
         )
 
-    def __enter__(self) -> PartWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._lines.close()
-
     @property
     def early_warning(self) -> bool:
         """Whether the sink ever told that little room is left."""
@@ -87,6 +80,11 @@ class PartWriter:
     def length(self) -> int:
         """Bytes of the tar so far, with headers and padding but without the manifest."""
         return self._tar.length
+
+    @property
+    def stored(self) -> int:
+        """Bytes of data so far, without holes."""
+        return self._stored
 
     def add(self, member: Member) -> MemberRecord:
         """Write a member; its bytes are with the sink, or gathered, when it returns.
@@ -98,12 +96,30 @@ class PartWriter:
         self._expect_whole()
         self._whole = False
         record = self._write(member)
-        self.line = member_line(record, self._number)
-        self._note(self.line)
+        self._note(member_line(record, self._number))
         self._members += 1
         self._stored += record.stored
         self._whole = True
         return record
+
+    def add_plain(self, files: Sequence[PlainFile]) -> None:
+        """`add` for a stretch of ordinary small files, at a few microseconds each."""
+        self._expect_whole()
+        self._whole = False
+        tar, number, lines = self._tar, self._number, list[str]()
+        offset = tar.length
+        for name, mode, uid, gid, mtime_ns, xattrs, title, data in files:
+            if name.startswith(OURS):
+                raise _reserved(name)
+            size = len(data)
+            digest = blake3(data).hexdigest() if size else _OF_NOTHING
+            values = (name, mode, uid, gid, mtime_ns, xattrs, size)
+            lines.append(file_line(number, offset, values, digest, title))
+            offset += tar.file(file_header(values), data)
+            self._stored += size
+        self._note("".join(lines).encode("ascii"))
+        self._members += len(files)
+        self._whole = True
 
     def _expect_whole(self) -> None:
         if not self._whole:
@@ -172,15 +188,27 @@ class PartWriter:
         )
         size = self._lines.tell()
         self._tar.own(manifest_name(self._number), size, contents(self._lines))
-        self._lines.close()
         return replace(record, length=self._tar.close())
 
 
 def _check(member: Member) -> None:
     """Raises ValueError for what no member is."""
     if member.name.startswith(OURS):
-        raise ValueError(f"a name that is kept for the format itself: {member.name!r}")
+        raise _reserved(member.name)
     if member.ranges != ((0, member.size),):
         sparse.check(member.ranges, member.size)
     if member.size and member.attributes.kind is not Kind.FILE:
         raise ValueError(f"only a file has content: {member.name!r}")
+
+
+def _reserved(name: bytes) -> ValueError:
+    return ValueError(f"a name that is kept for the format itself: {name!r}")
+
+
+def member_lines(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """Of a manifest's lines those of its members: all but the first and the last."""
+    last: bytes | None = None
+    for at, line in enumerate(lines):
+        if at > 1 and last is not None:
+            yield last
+        last = line

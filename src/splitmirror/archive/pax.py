@@ -79,6 +79,36 @@ def header(
     return (_extended(records) if records else b"") + _sealed(head, tail)
 
 
+FileValues = tuple[bytes, int, int, int, int, tuple[tuple[bytes, bytes], ...], int]
+"""An ordinary regular file: name, mode, uid, gid, mtime_ns, xattrs, size. A tuple, for making an
+Attributes takes as long as packing the header."""
+
+
+def attributes_of(values: FileValues) -> Attributes:
+    """The same as Attributes."""
+    _, mode, uid, gid, mtime_ns, xattrs, size = values
+    return Attributes(
+        kind=_FILE, mode=mode, uid=uid, gid=gid, size=size, mtime_ns=mtime_ns, xattrs=xattrs
+    )
+
+
+def file_header(values: FileValues) -> bytes:
+    """`header` of a regular file without holes, link or comment, the same bytes in a third of the
+    time: this is the inner loop of a set of small files."""
+    name, mode, uid, gid, mtime_ns, xattrs, size = values
+    seconds, ns = divmod(mtime_ns, SECOND)
+    ids, records = _owner(mode, uid, gid)
+    usual = ns and SECOND <= seconds < 10 * SECOND and size < _SIZE_LIMIT
+    usual = usual and not (records or xattrs)
+    if not usual or len(name) > _NAME or not name.isascii() or not name or b"\0" in name:
+        return header(name, attributes_of(values), size=size)
+    head = b"%b%b%011o\0%011o\0" % (name.ljust(_NAME, b"\0"), ids, size, seconds)
+    return b"%b30 mtime=%d.%09d\n%b%b%06o\0 %b" % (
+        _TIME_BLOCK, seconds, ns, _TIME_PADDING,
+        head, (zlib.adler32(head, _FILE_TAIL_SUM) & 0xFFFF) + 8 * 0x20, _FILE_TAIL,
+    )  # fmt: skip
+
+
 def _link(attributes: Attributes) -> bytes:
     """What the ustar header links to. A FILE with a link is a hard link whose data stand here."""
     return b"" if attributes.kind is Kind.FILE else attributes.link
@@ -126,6 +156,11 @@ def _extended_block(length: int) -> tuple[bytes, bytes]:
     head += b"%011o\0%011o\0" % (length, 0)
     tail = _TAIL.pack(EXTENDED, b"", MAGIC, b"", b"", b"", b"", b"", b"")
     return _sealed(head, tail), bytes(-length % BLOCK)
+
+
+# The extended header that nearly every file has: one record with a time of ten digits.
+_TIME_BLOCK, _TIME_PADDING = _extended_block(30)
+_FILE_TAIL_SUM = zlib.adler32(_FILE_TAIL, 0)
 
 
 def _extended(records: bytes) -> bytes:

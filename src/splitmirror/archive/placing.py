@@ -1,78 +1,79 @@
 """Put members back as files, with everything that they were: owner, mode, times, xattrs, ACLs,
 holes and links.
 
-A file comes into being under a name of its own beside its place and is renamed onto it once it is
-whole (rename(2)), so its own name never shows half a file, and an old file is either as it was or
-replaced. Directories get their attributes last, the deepest first, for everything put into one
-changes its times. Nothing is ever opened by a name that the medium gave but through Ground.
+Where files are replaced, and wherever a file comes in more than one go, it comes into being under a
+name of its own beside its place and is renamed onto it once it is whole (rename(2)): its own name
+never shows half a file, and an old file is either as it was or replaced. Into a new place a file
+that is in memory whole is made under its own name at once (open(2), O_EXCL); that a restore there
+was cut off is told by a mark (see `incomplete`). Directories get their attributes last, the deepest
+first, for everything put into one changes its times. Nothing is ever opened by a name that the
+medium gave but through Ground.
 """
 
 from __future__ import annotations
 
-import errno
+import itertools
 import os
-import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from types import TracebackType
 
-from splitmirror.archive.ground import Anchor, Ground, refused
-from splitmirror.errors import MediumDamaged, OutsideTarget, TargetNotEmpty
+from splitmirror.archive.dressing import Dresser, Given, Skipped
+from splitmirror.archive.ground import Anchor, Ground, components, refused
+from splitmirror.archive.large import Gathering, LargeWriter
+from splitmirror.errors import MediumDamaged, OutsideTarget, SplitmirrorError, TargetNotEmpty
 from splitmirror.model import Attributes, Kind
 from splitmirror.system import filesystems
 
 TEMPORARY = b".splitmirror-"  # a restore that was cut off may leave files of this name
 DAMAGED = b".damaged"
 _PRIVATE = 0o600
-_OURS = (b"user.", b"trusted.", b"system.posix_acl_")  # xattrs that a set decides about
-_NOT_HERE = frozenset({errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EINVAL})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Skipped:
-    """Something that this process or this filesystem could not give back, and the first such
-    member; the data are there all the same."""
-
-    what: str
-    why: str
-    first: bytes
-    count: int
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_NODES = {Kind.FIFO: 0o010000, Kind.CHARDEV: 0o020000, Kind.BLOCKDEV: 0o060000}
 
 
 class NewFile:
     """A regular file that is not at its place yet. End it with `place` or `abandon`."""
 
-    def __init__(self, placer: Placer, name: bytes, parent: int, base: bytes) -> None:
-        self.name = name
-        self._placer, self._base = placer, base
-        self._temporary = TEMPORARY + secrets.token_hex(6).encode()
+    def __init__(self, placer: Placer, name: bytes) -> None:
+        parent, self._base = placer.place_of(name)
+        self.name, self._placer = name, placer
+        self._temporary = placer.temporary()
         self._parent = os.dup(parent)
         try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._fd = os.open(self._temporary, flags, _PRIVATE, dir_fd=self._parent)
+            self._fd = os.open(self._temporary, _NEW, _PRIVATE, dir_fd=self._parent)
         except OSError as error:
             os.close(self._parent)
             raise refused(placer.where(name), error) from error
+        self._writer = LargeWriter(self._fd, placer.gathering)
+        placer.unfinished.add(self)
+
+    def expect(self, offset: int, length: int) -> None:
+        """So many bytes come next, all of them data. Raises NoRoom when there is none."""
+        try:
+            self._writer.expect(offset, length)
+        except OSError as error:
+            raise refused(self._placer.where(self.name), error) from error
 
     def write(self, offset: int, chunk: memoryview) -> None:
-        """Raises NoRoom naming the file, or SplitmirrorError for what the disk said."""
+        """Raises NoRoom naming the file, or SplitmirrorError for what the disk said. The chunk may
+        be used again when it returns."""
         try:
-            while chunk:
-                done = os.pwrite(self._fd, chunk, offset)
-                chunk, offset = chunk[done:], offset + done
+            self._writer.write(offset, chunk)
         except OSError as error:
             raise refused(self._placer.where(self.name), error) from error
 
     def place(self, attributes: Attributes) -> None:
         """Give it its size and attributes, and its name."""
         try:
-            os.ftruncate(self._fd, attributes.size)
-            self._placer.attribute(self.name, self._fd, attributes)
+            self._writer.finish(attributes.size)
+            self._placer.dresser.attribute(self.name, self._fd, attributes)
             if self._placer.flush_each:
                 os.fsync(self._fd)
             self._placer.exchange(self.name, self._temporary, self._parent, self._base)
         except OSError as error:
             raise refused(self._placer.where(self.name), error) from error
+        self._placer.files += 1
         self._close()
 
     def abandon(self, *, keep: bool = False) -> None:
@@ -82,6 +83,7 @@ class NewFile:
             return
         try:
             if keep:
+                self._writer.finish(None)
                 os.rename(
                     self._temporary,
                     self._base + DAMAGED,
@@ -96,13 +98,16 @@ class NewFile:
             self._close()
 
     def _close(self) -> None:
+        self._placer.unfinished.discard(self)
+        self._writer.close()
         os.close(self._fd)
         os.close(self._parent)
         self._fd = -1
 
 
 class Placer:
-    """Puts members at their anchors. Not thread-safe.
+    """Puts members at their anchors. Not thread-safe; several can work at the same anchors. Leaving
+    it takes away what is half made.
 
     `replace`: what stands at a member's place is replaced, else a name met twice is an error.
     `flush_each`: a file is on the disk before it takes the old one's name; without it only
@@ -112,13 +117,23 @@ class Placer:
     def __init__(
         self, anchors: Sequence[Anchor], *, replace: bool = False, flush_each: bool = False
     ) -> None:
+        self.files = 0  # that were placed; directories are not counted
         self.flush_each = flush_each
+        self.dresser = Dresser()
+        self.gathering = Gathering()
+        self.unfinished: set[NewFile] = set()
         self._replace = replace
         self._anchors = sorted(anchors, key=lambda anchor: len(anchor.prefix), reverse=True)
+        self._tops = {anchor.prefix for anchor in anchors}
         self._grounds: dict[Anchor, Ground] = {}
         self._directories: list[tuple[bytes, Attributes]] = []
-        self._skipped: dict[tuple[str, str], Skipped] = {}
-        self._root = os.geteuid() == 0
+        unique = os.urandom(6).hex().encode()
+        self._temporaries = (b"%b%b-%d" % (TEMPORARY, unique, n) for n in itertools.count())
+        # The directory that was last put into, open; and what the first small file in it got
+        self._directory: bytes | None = None
+        self._parent = -1
+        self._given: Given | None = None
+        self._learnt = False
 
     def __enter__(self) -> Placer:
         return self
@@ -129,12 +144,20 @@ class Placer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for ground in self._grounds.values():
-            ground.close()
+        try:
+            for new in list(self.unfinished):
+                new.abandon()
+        except SplitmirrorError as another:
+            if error is None:
+                raise
+            error.add_note(str(another))
+        finally:
+            for ground in self._grounds.values():
+                ground.close()
 
     @property
     def skipped(self) -> tuple[Skipped, ...]:
-        return tuple(self._skipped.values())
+        return tuple(self.dresser.skipped.values())
 
     def where(self, name: bytes) -> str:
         """The member's place, in words."""
@@ -143,21 +166,51 @@ class Placer:
 
     def directory(self, name: bytes, attributes: Attributes) -> None:
         """Make it, or take the one that is there; it gets its attributes in `finish`."""
-        anchor, ground = self._ground(name)
-        ground.enter(anchor.path(name), make=True)
+        self.make_directory(name)
+        self.dress_later(name, attributes)
+
+    def make_directory(self, name: bytes) -> None:
+        """`directory`, when somebody else will give it its attributes."""
+        self._enter(name)
+
+    def dress_later(self, name: bytes, attributes: Attributes) -> None:
+        """The other half."""
         self._directories.append((name, attributes))
+
+    def small(self, name: bytes, attributes: Attributes, data: Sequence[memoryview]) -> None:
+        """A whole regular file at once, its bytes known to be the right ones."""
+        parent, base = self.place_of(name)
+        entry = self.temporary() if self._replace else base
+        try:
+            fd = os.open(entry, _NEW, self.dresser.first_mode(attributes), dir_fd=parent)
+        except FileExistsError:
+            raise _twice(name) from None
+        except OSError as error:
+            raise refused(self.where(name), error) from error
+        try:
+            self._fill(name, fd, attributes, data)
+            if self._replace:
+                self.exchange(name, entry, parent, base)
+        except BaseException as error:
+            with suppress(OSError):
+                os.unlink(entry, dir_fd=parent)
+            if isinstance(error, OSError):
+                raise refused(self.where(name), error) from error
+            raise
+        self.files += 1
 
     def file(self, name: bytes) -> NewFile:
         """Begin a regular file."""
-        return NewFile(self, name, *self._parent(name))
+        return NewFile(self, name)
 
     def hardlink(self, name: bytes, target: bytes) -> None:
         """Another name for the member `target`, which must have been placed. Raises OutsideTarget
-        for a target that is no member's name, MediumDamaged when it is not there."""
-        source, linked = self._parent(target)
+        for a target that is no member's name, MediumDamaged with it as a fact when it is not there.
+        """
+        source, linked = self.place_of(target)
         source = os.dup(source)
         try:
-            parent, base = self._parent(name)
+            parent, base = self.place_of(name)
 
             def make(temporary: bytes) -> None:
                 try:
@@ -171,7 +224,8 @@ class Placer:
                 except FileNotFoundError as error:
                     raise MediumDamaged(
                         f"{self.where(name)} is a hard link to {os.fsdecode(target)}, "
-                        "which is not there"
+                        "which is not there",
+                        target=target,
                     ) from error
 
             self._make(name, make, (parent, base))
@@ -180,68 +234,58 @@ class Placer:
 
     def symlink(self, name: bytes, attributes: Attributes) -> None:
         """A symbolic link, wherever it points; it is never followed."""
-        parent, base = self._parent(name)
+        parent, base = self.place_of(name)
 
         def make(temporary: bytes) -> None:
             os.symlink(attributes.link, temporary, dir_fd=parent)
-            self.attribute(name, _through(parent, temporary), attributes)
+            self.dresser.attribute(name, _through(parent, temporary), attributes)
 
         self._make(name, make, (parent, base))
 
     def special(self, name: bytes, attributes: Attributes) -> bool:
         """A device or a fifo. Devices need root; without it they are left out, and False."""
-        parent, base = self._parent(name)
-        if attributes.kind is not Kind.FIFO and not self._root:
-            self._skip(name, "device", "only root can make one")
+        parent, base = self.place_of(name)
+        if attributes.kind is not Kind.FIFO and not self.dresser.root:
+            self.dresser.skip(name, "device", "only root can make one")
             return False
-        kind = {Kind.FIFO: 0o010000, Kind.CHARDEV: 0o020000, Kind.BLOCKDEV: 0o060000}
 
         def make(temporary: bytes) -> None:
-            mode = kind[attributes.kind] | _PRIVATE
+            mode = _NODES[attributes.kind] | _PRIVATE
             os.mknod(temporary, mode, attributes.rdev, dir_fd=parent)
-            self.attribute(name, _through(parent, temporary), attributes)
+            self.dresser.attribute(name, _through(parent, temporary), attributes)
 
         self._make(name, make, (parent, base))
         return True
+
+    def prepare(self, name: bytes) -> None:
+        """The member will be placed, perhaps by another placer at the same anchors: `finish` makes
+        it durable."""
+        self._ground(name)
 
     def finish(self) -> None:
         """Directories' attributes, the deepest first; then everything is made durable."""
         for name, attributes in sorted(
             self._directories, key=lambda entry: entry[0].count(b"/"), reverse=True
         ):
-            anchor, ground = self._ground(name)
             try:
-                self.attribute(name, ground.enter(anchor.path(name)), attributes)
+                self.dresser.attribute(name, self._enter(name, make=False), attributes)
             except OSError as error:
                 raise refused(self.where(name), error) from error
         self._directories.clear()
-        for ground in self._grounds.values():
-            filesystems.syncfs(ground.fd)
+        grounds = [ground.fd for ground in self._grounds.values()]
+        for fd in {os.fstat(fd).st_dev: fd for fd in grounds}.values():
+            filesystems.syncfs(fd)
 
     # --- used by the files too
 
-    def attribute(self, name: bytes, where: int | bytes, attributes: Attributes) -> None:
-        """Owner, xattrs, mode and time, in the order in which none undoes another: chown clears
-        the set-id bits and security.capability, an ACL changes the mode's group bits."""
-        follow = isinstance(where, int)  # a path is one that must not be followed
-        mode = attributes.mode
-        if self._root:
-            os.chown(where, attributes.uid, attributes.gid, follow_symlinks=follow)
-        elif (attributes.uid, attributes.gid) != (os.geteuid(), os.getegid()):
-            self._skip(name, "owner", "only root can give files away")
-            mode &= 0o1777
-        self._xattrs(name, where, dict(attributes.xattrs), follow)
-        if attributes.kind is not Kind.SYMLINK:
-            os.chmod(where, mode)
-        os.utime(where, ns=(attributes.mtime_ns, attributes.mtime_ns), follow_symlinks=follow)
+    def temporary(self) -> bytes:
+        """A name that nobody has."""
+        return next(self._temporaries)
 
     def exchange(self, name: bytes, temporary: bytes, parent: int, base: bytes) -> None:
         """Let what was made take its name, in one step."""
         if not self._replace and _there(parent, base):
-            raise MediumDamaged(
-                f"the medium names {os.fsdecode(name)} twice; the first stays",
-                hint="Run 'splitmirror verify' on the set.",
-            )
+            raise _twice(name)
         try:
             os.rename(temporary, base, src_dir_fd=parent, dst_dir_fd=parent)
         except IsADirectoryError as error:
@@ -249,6 +293,21 @@ class Placer:
                 f"{self.where(name)} is a directory, and the set has a file there",
                 hint="Move it away, or restore to an empty directory.",
             ) from error
+
+    def place_of(self, name: bytes) -> tuple[int, bytes]:
+        """A descriptor of the directory in which a member stands, made when it is missing, and its
+        name there. The descriptor is borrowed until the next call."""
+        directory, _, base = name.rpartition(b"/")
+        if directory == self._directory and name not in self._tops:
+            if base in (b"", b".", b"..") or b"\0" in base:
+                components(name)
+            return self._parent, base
+        anchor, ground = self._ground(name)
+        *above, base = anchor.path(name)
+        self._directory = None  # its descriptor may be closed now
+        self._parent = ground.enter(above, make=True)
+        self._directory, self._learnt = None if name in self._tops else directory, False
+        return self._parent, base
 
     # --- inside
 
@@ -258,17 +317,35 @@ class Placer:
             raise OutsideTarget(f"{os.fsdecode(name)!r} belongs to none of the set's trees")
         ground = self._grounds.get(anchor)
         if ground is None:
-            ground = self._grounds[anchor] = Ground(anchor.directory, make=True)
+            ground = Ground(anchor.directory, make=True, public=anchor.public)
+            self._grounds[anchor] = ground
         return anchor, ground
 
-    def _parent(self, name: bytes) -> tuple[int, bytes]:
+    def _enter(self, name: bytes, *, make: bool = True) -> int:
+        """The directory that a member is."""
         anchor, ground = self._ground(name)
-        *above, base = anchor.path(name)
-        return ground.enter(above, make=True), base
+        self._directory = None
+        return ground.enter(anchor.path(name), make=make)
+
+    def _fill(
+        self, name: bytes, fd: int, attributes: Attributes, data: Sequence[memoryview]
+    ) -> None:
+        """Bytes and attributes of a file that was just made; it is closed."""
+        try:
+            for chunk in data:
+                while chunk:
+                    chunk = chunk[os.write(fd, chunk) :]
+            if not self._learnt:
+                self._given, self._learnt = self.dresser.given(fd), True
+            self.dresser.dress(name, fd, attributes, self._given)
+            if self.flush_each:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
 
     def _make(self, name: bytes, make: Callable[[bytes], None], at: tuple[int, bytes]) -> None:
         parent, base = at
-        temporary = TEMPORARY + secrets.token_hex(6).encode()
+        temporary = self.temporary()
         try:
             try:
                 make(temporary)
@@ -279,29 +356,14 @@ class Placer:
                     os.unlink(temporary, dir_fd=parent)
         except OSError as error:
             raise refused(self.where(name), error) from error
+        self.files += 1
 
-    def _xattrs(
-        self, name: bytes, where: int | bytes, wanted: dict[bytes, bytes], follow: bool
-    ) -> None:
-        try:
-            there = {os.fsencode(key) for key in os.listxattr(where, follow_symlinks=follow)}
-        except OSError:
-            there = set()  # a filesystem without xattrs; setting one below says so
-        for key in there - wanted.keys():
-            if key.startswith(_OURS):  # inherited from the directory it was made in
-                os.removexattr(where, key, follow_symlinks=follow)
-        for key, value in wanted.items():
-            try:
-                os.setxattr(where, key, value, follow_symlinks=follow)
-            except OSError as error:
-                if error.errno not in _NOT_HERE:
-                    raise
-                self._skip(name, f"xattr {os.fsdecode(key)}", error.strerror or "refused")
 
-    def _skip(self, name: bytes, what: str, why: str) -> None:
-        before = self._skipped.get((what, why))
-        first, count = (before.first, before.count) if before else (name, 0)
-        self._skipped[what, why] = Skipped(what=what, why=why, first=first, count=count + 1)
+def _twice(name: bytes) -> MediumDamaged:
+    return MediumDamaged(
+        f"the medium names {os.fsdecode(name)} twice; the first stays",
+        hint="Run 'splitmirror verify' on the set.",
+    )
 
 
 def _there(parent: int, base: bytes) -> bool:

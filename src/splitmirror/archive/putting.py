@@ -8,17 +8,19 @@ Damage to one member never costs another: it is noted, nothing stands under that
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from types import TracebackType
 
 from blake3 import blake3
 
+from splitmirror.archive.ahead import Windows
+from splitmirror.archive.hands import ComingFile, Hands
 from splitmirror.archive.manifest import MemberRecord, map_digest
-from splitmirror.archive.placing import NewFile, Placer
 from splitmirror.archive.reading import ReadMember
 from splitmirror.archive.seeking import PartReader
 from splitmirror.errors import MediumDamaged, MediumError
+from splitmirror.media import Place
 from splitmirror.model import Kind
 
 
@@ -44,13 +46,26 @@ def checked(member: ReadMember, record: MemberRecord) -> Iterator[tuple[int, mem
         hasher.update(chunk)
         yield offset, chunk
     if member.attributes.kind is Kind.FILE and hasher.digest() != record.blake3:
-        raise MediumDamaged("its bytes do not have the recorded hash")
+        raise _wrong_hash()
+
+
+def check_plain(memory: memoryview, places: Sequence[Place], record: MemberRecord) -> None:
+    """The same for an ordinary file that is in memory whole."""
+    hasher = blake3()
+    for begin, end in places:
+        hasher.update(memory[begin:end])
+    if hasher.digest() != record.blake3:
+        raise _wrong_hash()
+
+
+def _wrong_hash() -> MediumDamaged:
+    return MediumDamaged("its bytes do not have the recorded hash")
 
 
 class _Joining:
     """A file on its way: whole at once, or piece by piece."""
 
-    def __init__(self, new: NewFile) -> None:
+    def __init__(self, new: ComingFile) -> None:
         self.new = new
         self.next = 1  # the piece that must come now
         self.sound = True
@@ -60,14 +75,26 @@ class Putter:
     """Puts members into their places. Leaving it gives up what is not whole.
 
     `linked`: the names that hard links of this restore point to. `keep_damaged`: what was read of a
-    damaged file stays as NAME.damaged.
+    damaged file stays as NAME.damaged. `originals`: the places of which `leading` tells what leads
+    there. The hands work behind it: what they could not place is known after `end` and `settle`.
     """
 
-    def __init__(self, placer: Placer, linked: Set[bytes], *, keep_damaged: bool = False) -> None:
-        self.files = self.directories = self.bytes = 0
-        self.mismatches: list[Mismatch] = []
+    def __init__(
+        self,
+        hands: Hands,
+        windows: Windows,
+        linked: Set[bytes],
+        *,
+        keep_damaged: bool = False,
+        originals: Sequence[bytes] = (),
+    ) -> None:
+        self.bytes = 0
         self.left: dict[bytes, list[bytes]] = {}  # target not restored: links that wait for it
-        self._placer, self._linked, self._keep = placer, linked, keep_damaged
+        self.leading: list[tuple[bytes, bytes]] = []  # symbolic links to the originals, and whereto
+        self._hands, self._windows = hands, windows
+        self._linked, self._keep = linked, keep_damaged
+        self._originals = originals
+        self._damages: list[tuple[int, Mismatch]] = []
         self._inodes: dict[bytes, bytes] = {}  # link target: the name under which it was placed
         self._joining: dict[bytes, _Joining] = {}
         self._done: set[bytes] = set()  # files in pieces that became links
@@ -81,14 +108,23 @@ class Putter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for joining in self._joining.values():
-            joining.new.abandon(keep=self._keep and error is None)
-        self._joining.clear()
+        if error is None:  # else the hands give up what is not whole
+            self._abandon()
+
+    @property
+    def mismatches(self) -> tuple[Mismatch, ...]:
+        """All damage that is known, in the order of the medium."""
+        return tuple(bad for _, bad in sorted(self._damages, key=lambda damage: damage[0]))
 
     def put(self, reader: PartReader, record: MemberRecord) -> None:
-        """Read the member and place it. Damage is noted; raises what the target's disk says, and
-        OutsideTarget."""
+        """Read the member and have it placed. Damage is noted; raises what the target's disk says,
+        and OutsideTarget."""
         self._put(reader, record, record.name)
+
+    def settle(self) -> None:
+        """Wait for the hands, and note what they could not place."""
+        for turn, name, why, _ in self._hands.settle():
+            self._note(turn, name, why)
 
     def put_for_links(self, reader: PartReader, record: MemberRecord) -> None:
         """The member is no one's wish but the target of links in `left`: place it under the first
@@ -103,53 +139,84 @@ class Putter:
                 self._hardlink(name, target)
             else:
                 self._damaged(name, f"it is another name of {os.fsdecode(first)}, see there")
-        if target not in self._inodes and not any(bad.name == first for bad in self.mismatches):
+        told = any(bad.name == first for _, bad in self._damages)
+        if target not in self._inodes and not told:
             self._damaged(first, f"it is a link to {os.fsdecode(target)}, which the set lacks")
 
     def end(self) -> None:
-        """All members were put: files whose last pieces never came are damaged."""
+        """All members were put: files whose last pieces never came are damaged, and links whose
+        target could not be placed wait for its data."""
         for name in [name for name, joining in self._joining.items() if joining.sound]:
             self._damaged(name, "its last pieces are missing")
+        self._abandon()
+        for turn, name, why, target in self._hands.settle():
+            if target and self._inodes.pop(target, target) == target:
+                self.left.setdefault(target, []).append(name)
+            else:
+                self._note(turn, name, why)
 
     # --- inside
+
+    def _abandon(self) -> None:
+        for joining in self._joining.values():
+            joining.new.abandon(keep=self._keep)
+        self._joining.clear()
 
     def _put(self, reader: PartReader, record: MemberRecord, name: bytes) -> None:
         try:
             if record.attributes.kind is Kind.HARDLINK:
                 self._hardlink(name, record.attributes.link)
             elif record.attributes.kind is Kind.FILE:
-                self._file(reader, record, name)
+                if self._keep or not self._small(reader, record, name):
+                    self._file(reader, record, name)
             else:
                 self._other(reader.member(record), name)
         except MediumError as error:
             self._damaged(name, str(error))
 
     def _damaged(self, name: bytes, why: str) -> None:
-        self.mismatches.append(Mismatch(name=name, why=why))
+        self._note(self._hands.turn, name, why)
         joining = self._joining.get(name)
         if joining is not None:
             joining.sound = False
+
+    def _note(self, turn: int, name: bytes, why: str) -> None:
+        self._damages.append((turn, Mismatch(name=name, why=why)))
 
     def _other(self, member: ReadMember, name: bytes) -> None:
         for _ in member.chunks:
             pass
         if member.attributes.kind is Kind.DIRECTORY:
-            self._placer.directory(name, member.attributes)
-            self.directories += 1
-            return
-        if member.attributes.kind is Kind.SYMLINK:
-            self._placer.symlink(name, member.attributes)
-        elif not self._placer.special(name, member.attributes):
-            return
-        self.files += 1
+            self._hands.directory(name, member.attributes)
+        elif member.attributes.kind is Kind.SYMLINK:
+            self._hands.symlink(name, member.attributes)
+            self._look_whereto(name, member.attributes.link)
+        else:
+            self._hands.special(name, member.attributes)
+
+    def _look_whereto(self, name: bytes, link: bytes) -> None:
+        if any(link == place or link.startswith(place + b"/") for place in self._originals):
+            self.leading.append((name, link))
 
     def _hardlink(self, name: bytes, target: bytes) -> None:
         source = self._inodes.get(target)
         if source is None:
             self.left.setdefault(target, []).append(name)
             return
-        self._placer.hardlink(name, source)
+        self._hands.hardlink(name, source)
         self._placed(name, name)
+
+    def _small(self, reader: PartReader, record: MemberRecord, name: bytes) -> bool:
+        """An ordinary small file: nothing of it is written before its hash is known to be right.
+        False: it is none."""
+        places = reader.plain(record)
+        if places is None:
+            return False
+        check_plain(self._windows.memory, places, record)
+        self._hands.small(name, record.attributes, places, reader.windows)
+        self.bytes += record.stored
+        self._placed(name, record.name)
+        return True
 
     def _file(self, reader: PartReader, record: MemberRecord, name: bytes) -> None:
         link = record.attributes.link  # set where the data of another part's member are repeated
@@ -160,7 +227,7 @@ class Putter:
             self._done.add(name)
             return
         member = reader.member(record)
-        joining = self._joining.get(name) or _Joining(self._placer.file(name))
+        joining = self._joining.get(name) or _Joining(self._hands.file(name))
         self._joining[name] = joining
         number, count, begin = _piece(record)
         if joining.sound and number != joining.next:
@@ -168,8 +235,10 @@ class Putter:
         joining.next = number + 1
         if not joining.sound and not self._keep:
             return
+        if record.stored == record.size:
+            joining.new.expect(begin, record.size)
         for offset, chunk in checked(member, record):
-            joining.new.write(begin + offset, chunk)
+            joining.new.write(begin + offset, self._windows.place_of(chunk), reader.windows)
             self.bytes += len(chunk)
         if number == count and joining.sound:
             joining.new.place(member.attributes)
@@ -178,7 +247,6 @@ class Putter:
 
     def _placed(self, name: bytes, *known_as: bytes) -> None:
         """Remember where the file is that hard links know by these names."""
-        self.files += 1
         for target in known_as:
             if target in self._linked or target in self.left:
                 self._inodes.setdefault(target, name)

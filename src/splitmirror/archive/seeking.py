@@ -3,35 +3,126 @@
 Members that lie near one another are read in one go with what is between them, for a drive that
 streams passes a gap sooner than it stops, locates and starts (SSC-3, LOCATE). Farther ones are
 located, so that one file of a large set costs its own records and no more.
+
+Nearly every member is an ordinary file whose headers are what its record says. So they are packed
+anew from the record and compared: equal bytes need not be parsed.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
+from types import TracebackType
 
+from splitmirror.archive import pax
+from splitmirror.archive.ahead import Ahead, Window, Windows
 from splitmirror.archive.manifest import MemberRecord, PartRecord
-from splitmirror.archive.reading import ReadMember, read_members
+from splitmirror.archive.pax import BLOCK
+from splitmirror.archive.reading import ReadMember, member_of_entry
+from splitmirror.archive.records import NextRecord, RecordReader
+from splitmirror.archive.tar import Entry, TarReader
 from splitmirror.errors import MediumDamaged, MediumError, WrongMedium
-from splitmirror.media import Mark, Medium
+from splitmirror.media import Mark, Medium, Place
 from splitmirror.media.labels import LabelGroup
 from splitmirror.media.walking import VolumeReader, read_record
+from splitmirror.model import Kind
 
 LABEL_OBJECTS = 4  # before a part's first record: three labels and a filemark
 NEAR = 8 << 20  # bytes that are rather read than located over: some 30 ms on tape
+WHOLE = 1 << 20  # bytes; up to here a file is checked before any of it is written
+_FORESEEN = 1024  # members that are looked at ahead of the one that is asked for
+_HEADERS = 3 * BLOCK  # that a member nearly always has
 
 
 class PartReader:
-    """The members of one part, asked for in the order of their offsets."""
+    """The members of one part, asked for in the order of their offsets. A context manager: the
+    medium is its own from the first member until it is left.
 
-    def __init__(self, medium: Medium, part: PartRecord) -> None:
+    What `plain` and `member` give is valid until the next one is asked for; or as long as somebody
+    else holds the `windows` it lies in.
+    """
+
+    def __init__(
+        self,
+        medium: Medium,
+        part: PartRecord,
+        windows: Windows,
+        waiting: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`windows`: the memory, shared with other parts' readers. `waiting`: see Ahead."""
         if part.position is None:
             raise ValueError(f"part {part.number} has no position")
-        self._medium, self._part, self._object = medium, part, part.position.object
-        self._members: Iterator[ReadMember] | None = None
-        self._reached = 0  # a byte of the part that is surely not beyond the next member
-        self.passed: list[bytes] = []  # the latest members that were met but not asked for
+        self._part, self._block = part, part.block_size
+        self._pool = windows
+        self._memory = windows.memory
+        self._ahead = Ahead(
+            medium,
+            self._pool,
+            first_object=part.position.object,
+            block_size=part.block_size,
+            records=part.length // part.block_size,
+            waiting=waiting,
+        )
+        self.windows: tuple[Window, ...] = ()  # in which the latest bytes lie
+        self._held: list[Window] = []
+        self._planned = 0  # behind the last record that was foreseen
+        self._end: int | None = 0  # of the latest member; None: not known
+
+    def __enter__(self) -> PartReader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._let_go()
+        self._ahead.close()
+
+    def foreseeing(self, records: Iterable[MemberRecord]) -> Iterator[MemberRecord]:
+        """The records, each when it may be asked for; those behind it are read ahead meanwhile."""
+        rest = iter(records)
+        now = self._plan(list(islice(rest, _FORESEEN)))
+        while now:
+            then = self._plan(list(islice(rest, _FORESEEN)))
+            yield from now
+            now = then
+
+    def plain(self, record: MemberRecord) -> list[Place] | None:
+        """Where the bytes of an ordinary file of up to WHOLE bytes lie in the windows' memory, its
+        headers being exactly what the record says; its hash is still to be looked at. None:
+        `member` must tell.
+
+        Raises MediumError when it cannot be read.
+        """
+        attributes, size = record.attributes, record.size
+        if (
+            attributes.kind is not Kind.FILE
+            or size > WHOLE
+            or record.piece is not None
+            or record.stored != size
+            or attributes.link
+        ):
+            return None
+        self._let_go()
+        headers = _headers(record)
+        number, at = divmod(record.offset, self._block)
+        window = self._ahead.window(number)
+        if at + len(headers) + size <= self._block:
+            begin = window.places[number - window.first][0] + at
+            data = begin + len(headers)
+            self.windows = (window,)
+            found, places = bytes(self._memory[begin:data]), [(data, data + size)]
+        else:
+            found = self._bytes(self._gather(record.offset, len(headers)))
+            places = self._gather(record.offset + len(headers), size)
+        if found != headers:
+            return None
+        self._ends(record.offset + len(headers) + size)
+        return places if size else []
 
     def member(self, record: MemberRecord) -> ReadMember:
         """The member that the record says lies there, its bytes still to come.
@@ -39,32 +130,95 @@ class PartReader:
         Raises MediumDamaged when it is damaged or another one; other members can be asked for
         after that.
         """
-        if self._members is None or not 0 <= record.offset - self._reached <= NEAR:
-            self._locate(record.offset)
-        found = self._next(record)
+        self._let_go()
+        tar = self._tar_from(record.offset)
+        entry = next(iter(tar), None)
+        if entry is None:
+            raise self._unlike(record, "the part ends before it")
+        found = member_of_entry(tar, entry)
         if (found.name, found.piece) != (record.name, record.piece) or (
             found.attributes.kind is not record.attributes.kind
         ):
             raise self._unlike(record, f"it is {os.fsdecode(found.name)!r}")
+        self._ends(tar.records.position + found.stored)
         return found
 
-    def _locate(self, offset: int) -> None:
-        self._medium.locate(self._object + offset // self._part.block_size)
-        self._members = read_members(self._medium.read, start=offset)
-        self._reached = offset
+    def passed(self, record: MemberRecord) -> str:
+        """What lies between this member and the one that was read before it, where nothing should;
+        "" when nothing does or when damage does not let it be told. To be asked first."""
+        end = self._end
+        if end is None or end == record.offset:
+            return ""
+        if end > record.offset:
+            return "it begins inside the one before it"
+        self._let_go()
+        entry: Entry | None = next(iter(self._tar_from(end)), None)
+        name = "the end of the part" if entry is None else repr(os.fsdecode(entry.header.name))
+        return f"{name} stands before it, which is not of the set"
 
-    def _next(self, record: MemberRecord) -> ReadMember:
-        members, self._members = self._members, None  # given up unless all goes well
-        self.passed.clear()
-        assert members is not None
-        for found in members:
-            if found.offset > record.offset:
-                raise self._unlike(record, f"the next begins at {found.offset}")
-            if found.offset == record.offset:
-                self._members, self._reached = members, found.offset + found.stored
-                return found
-            self.passed.append(found.name)
-        raise self._unlike(record, "the part ends before it")
+    # --- inside
+
+    def _plan(self, records: list[MemberRecord]) -> list[MemberRecord]:
+        """Order what the members take, in stretches."""
+        begin = behind = 0
+        for record in records:
+            first = record.offset // self._block
+            if first - behind > NEAR // self._block:
+                self._order(begin, behind)
+                begin = first
+            behind = (record.offset + _HEADERS + record.stored - 1) // self._block + 1
+        self._order(begin, behind)
+        return records
+
+    def _order(self, begin: int, behind: int) -> None:
+        if begin - self._planned <= NEAR // self._block:
+            begin = self._planned
+        if begin < behind:
+            self._ahead.order(begin, behind)
+            self._planned = behind
+
+    def _gather(self, offset: int, length: int) -> list[Place]:
+        """Where bytes of the part lie, in all the windows that they reach over."""
+        number, at = divmod(offset, self._block)
+        found = []
+        while length:
+            window = self._ahead.window(number)
+            if window not in self._held:
+                self._pool.hold(window)
+                self._held.append(window)
+            begin = window.places[number - window.first][0] + at
+            taken = min(length, self._block - at)
+            found.append((begin, begin + taken))
+            number, at, length = number + 1, 0, length - taken
+        self.windows = tuple(self._held)
+        return found
+
+    def _bytes(self, places: list[Place]) -> bytes:
+        return b"".join(bytes(self._memory[begin:end]) for begin, end in places)
+
+    def _tar_from(self, offset: int) -> TarReader:
+        return TarReader(RecordReader(self._records(offset // self._block), start=offset))
+
+    def _records(self, number: int) -> NextRecord:
+        def next_record() -> memoryview:
+            nonlocal number
+            window = self._ahead.window(number)
+            self.windows = (window,)
+            number += 1
+            begin, end = window.places[number - 1 - window.first]
+            return self._memory[begin:end]
+
+        return next_record
+
+    def _let_go(self) -> None:
+        """Of what was given before: the next member is asked for, and may be damaged."""
+        self._end = None
+        if self._held:
+            self._pool.release(self._held)
+            self._held = []
+
+    def _ends(self, end: int) -> None:
+        self._end = end + -end % BLOCK
 
     def _unlike(self, record: MemberRecord, why: str) -> MediumDamaged:
         return MediumDamaged(
@@ -73,6 +227,13 @@ class PartReader:
             hint="If the volume was written anew since, make the catalogue anew: "
             "splitmirror catalog rebuild",
         )
+
+
+def _headers(record: MemberRecord) -> bytes:
+    """What stands before the bytes of an ordinary file."""
+    its = record.attributes
+    values = (record.name, its.mode, its.uid, its.gid, its.mtime_ns, its.xattrs, record.size)
+    return pax.file_header(values)
 
 
 @contextmanager
@@ -91,7 +252,7 @@ def require_part(medium: Medium, volume: VolumeReader, part: PartRecord) -> None
 
     Raises WrongMedium when it is on another volume, or something else stands there.
     """
-    _require_volume(volume, part)
+    require_volume(volume, part)
     assert part.position is not None
     try:
         medium.locate(part.position.object - LABEL_OBJECTS)
@@ -112,13 +273,8 @@ def require_part(medium: Medium, volume: VolumeReader, part: PartRecord) -> None
         )
 
 
-def part_reader(medium: Medium, volume: VolumeReader, part: PartRecord) -> PartReader:
+def require_volume(volume: VolumeReader, part: PartRecord) -> None:
     """Raises WrongMedium when the part is on another volume than the one that is loaded."""
-    _require_volume(volume, part)
-    return PartReader(medium, part)
-
-
-def _require_volume(volume: VolumeReader, part: PartRecord) -> None:
     if part.position is not None and part.position.volume == volume.serial:
         return
     wanted = "an unknown volume" if part.position is None else f"volume {part.position.volume}"

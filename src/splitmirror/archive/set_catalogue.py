@@ -24,9 +24,10 @@ from splitmirror.archive.manifest import (
     member_of,
 )
 from splitmirror.archive.naming import OURS, json_line, parse_line, to_bytes, to_text
-from splitmirror.archive.records import BLOCK_SIZE, ReadRecord, Sink
+from splitmirror.archive.records import BLOCK_SIZE, ReadRecord
 from splitmirror.archive.tar import Entry, TarReader, TarWriter, contents, spool
 from splitmirror.model import BackupSet
+from splitmirror.stream.behind import Sink
 
 SET_FORMAT = "splitmirror set"
 SET = OURS + b"set.json"
@@ -42,6 +43,7 @@ def set_document(backup_set: BackupSet) -> bytes:
     """A set as a line of JSON; times are RFC 3339, names as in the manifests."""
     document = msgspec.to_builtins(backup_set, builtin_types=(bytes,))
     document["trees"] = [[to_text(name), to_text(path)] for name, path in backup_set.trees]
+    del document["speed"]  # not known before the set is on the medium
     return json_line({"format": SET_FORMAT, "version": VERSION, **document})
 
 

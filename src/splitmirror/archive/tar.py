@@ -18,14 +18,17 @@ from blake3 import blake3
 
 from splitmirror.archive import pax, sparse, unpax
 from splitmirror.archive.pax import BLOCK
-from splitmirror.archive.records import ReadRecord, RecordReader, RecordWriter, Sink
+from splitmirror.archive.records import ReadRecord, RecordReader, RecordWriter, one_by_one
 from splitmirror.errors import LegError
 from splitmirror.media import Block
 from splitmirror.model import Attributes, Kind
+from splitmirror.stream.behind import Sink, Then, at_once
 
 _EXTENDED_LIMIT = 64 << 20  # bytes of a pax header; more than the xattrs of a file take
 _IN_MEMORY = 16 << 20  # bytes of a text that are kept before they go to a temporary file
 _CHUNK = 1 << 20
+_SHARED = 8 << 20  # bytes of a member that is worth hashing on several cores
+_AT_ONCE = 4 << 20  # bytes hashed before they are handed on: the medium has work while we hash
 
 
 def spool(scratch: Path | None) -> IO[bytes]:
@@ -42,10 +45,11 @@ def contents(text: IO[bytes]) -> Iterator[bytes]:
 
 
 class TarWriter:
-    """Writes one tar. Raises what the sink raises; nothing may be written after that."""
+    """Writes one tar. Raises what the sink raises; nothing may be written after that. What is
+    written must stay as it is as RecordWriter says."""
 
-    def __init__(self, sink: Sink, block_size: int) -> None:
-        self._records = RecordWriter(sink, block_size)
+    def __init__(self, sink: Sink, block_size: int, then: Then = at_once) -> None:
+        self._records = RecordWriter(sink, block_size, then)
 
     @property
     def early_warning(self) -> bool:
@@ -77,14 +81,16 @@ class TarWriter:
     def content(self, name: bytes, chunks: Iterable[Block], expected: int) -> bytes:
         """The bytes of a member, padded, and their BLAKE3. Raises LegError when there are not
         exactly as many as expected."""
-        hasher = blake3()
+        hasher = blake3(max_threads=blake3.AUTO if expected >= _SHARED else 1)
         left = expected
         for chunk in chunks:
             left -= len(chunk)
             if left < 0:
                 break
-            hasher.update(chunk)
-            self._records.put(chunk)
+            for at in range(0, len(chunk), _AT_ONCE):
+                stretch = chunk[at : at + _AT_ONCE]
+                hasher.update(stretch)
+                self._records.put(stretch)
         if left:
             raise LegError(
                 f"{os.fsdecode(name)} {'goes on beyond' if left < 0 else 'ended early, before'} "
@@ -95,6 +101,11 @@ class TarWriter:
             )
         self._records.pad()
         return hasher.digest()
+
+    def file(self, header: bytes, data: Block) -> int:
+        """A regular file without holes, its header packed already (`pax.file_header`). Gives how
+        much longer the tar became."""
+        return self._records.put_file(header, data)
 
     def own(self, name: bytes, size: int, chunks: Iterable[Block]) -> None:
         """A member of the format itself, made now, readable by its owner only."""
@@ -146,8 +157,11 @@ class Entry:
 class TarReader:
     """The members of one tape file, in order."""
 
-    def __init__(self, read: ReadRecord, *, start: int = 0) -> None:
-        self.records = RecordReader(read, start=start)
+    def __init__(self, read: ReadRecord | RecordReader, *, start: int = 0) -> None:
+        """From byte `start` on of what `read` gives; or from where a reader stands."""
+        if not isinstance(read, RecordReader):
+            read = RecordReader(one_by_one(read), start=start)
+        self.records = read
 
     def __iter__(self) -> Iterator[Entry]:
         """Ends behind the filemark. A body that was not taken is passed over."""

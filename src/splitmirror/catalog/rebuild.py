@@ -19,7 +19,8 @@ from splitmirror.archive.manifest import MemberRecord, PartRecord
 from splitmirror.archive.reading import read_manifest
 from splitmirror.archive.seeking import loaded
 from splitmirror.archive.set_catalogue import SetCatalogue
-from splitmirror.catalog.store import LATEST, Catalog
+from splitmirror.catalog.looking import LATEST
+from splitmirror.catalog.store import Catalog
 from splitmirror.errors import MediumDamaged, MediumError
 from splitmirror.media import Medium
 from splitmirror.media.labels import TapeFileKind

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
-
-from sqlalchemy import RowMapping
 
 from splitmirror.archive.manifest import MemberRecord, PartRecord
 from splitmirror.model import (
@@ -22,6 +21,7 @@ from splitmirror.model import (
     Mode,
     Origin,
     Phase,
+    Speed,
 )
 from splitmirror.stream.member import Piece
 
@@ -50,7 +50,7 @@ class Located(NamedTuple):
         return self.record.title
 
 
-Row = RowMapping  # at the edge only
+Row = Mapping[str, Any]  # at the edge only
 
 
 def _utc(moment: datetime | None) -> str | None:
@@ -81,8 +81,10 @@ def set_columns(record: BackupSet) -> dict[str, object]:
         "maps_renewed": record.maps.renewed,
         "maps_new": record.maps.new,
         "maps_gone": record.maps.gone,
+        "watch": record.watch,
         "trees": json.dumps(trees),
         "facts": json.dumps(dict(record.facts)),
+        "speed": None if record.speed is None else json.dumps(asdict(record.speed)),
     }
 
 
@@ -109,7 +111,7 @@ def as_set(row: Row, phases: Iterable[Phase]) -> BackupSet:
         medium=row["medium"],
         started=datetime.fromisoformat(row["started"]),
         ended=None if row["ended"] is None else datetime.fromisoformat(row["ended"]),
-        complete=row["complete"],
+        complete=bool(row["complete"]),
         files=row["files"],
         stored_bytes=row["stored_bytes"],
         write_pause_s=row["write_pause_s"],
@@ -122,10 +124,12 @@ def as_set(row: Row, phases: Iterable[Phase]) -> BackupSet:
             new=row["maps_new"],
             gone=row["maps_gone"],
         ),
+        watch=row["watch"],
         trees=tuple(
             (os.fsencode(name), os.fsencode(path)) for name, path in json.loads(row["trees"])
         ),
         facts=json.loads(row["facts"]),
+        speed=None if row["speed"] is None else Speed(**json.loads(row["speed"])),
     )
 
 

@@ -59,8 +59,10 @@ SETS: Final = Table(
     Column("maps_renewed", BigInteger, nullable=False),
     Column("maps_new", BigInteger, nullable=False),
     Column("maps_gone", BigInteger, nullable=False),
+    Column("watch", Text, nullable=False),
     Column("trees", Text, nullable=False),  # JSON; bytes beyond UTF-8 as surrogate escapes
     Column("facts", Text, nullable=False),  # JSON
+    Column("speed", Text),  # JSON
 )
 
 

@@ -299,15 +299,18 @@ def recover(
     path: ConfigPath = DEFAULT,
     json: Json = False,
 ) -> None:
-    """After a crash: release everything, then go on with the backup or throw its split away."""
+    """After a crash: release everything, then go on with the backup or throw its split away; take
+    away what a drill has left that was killed."""
+    from splitmirror.drill import sweep
     from splitmirror.recover import recover as run_recover
 
     require_root()
     recovered = run_recover(config.load(path), terminal_watch, give_up=give_up)
+    swept = sweep()
     if json:
-        print_json({"runs": recovered})
+        print_json({"runs": recovered, "scratch": swept})
     else:
-        words.print_recovered(recovered)
+        words.print_recovered(recovered, swept)
 
 
 @app.command()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from splitmirror.cli.output import print_json, terminal_watch
-from splitmirror.cli.show import pause_parts
+from splitmirror.cli.show import pause_parts, rate
 from splitmirror.errors import ConfigError
 from splitmirror.model import Check, Mode
 from splitmirror.progress import unwatched
@@ -128,6 +128,8 @@ def _print_shown(shown: Shown) -> None:
         f"\n  {made.files} files and directories, {show_size(made.stored_bytes)} on {made.medium}; "
         f"maps: {maps.early} early, {maps.renewed} renewed, {maps.new} new, {maps.gone} gone"
     )
+    if made.speed is not None:
+        print(f"  rate {rate(made.speed)}")
     print(f"  restored {shown.restore.files} files, {shown.restore.mismatches} mismatches")
     print(
         f"  ledger: {ledger.acknowledged_before_split} acknowledged before the split, "

@@ -13,7 +13,7 @@ from pathlib import PurePath
 from typing import Any
 
 from splitmirror.errors import SplitmirrorError
-from splitmirror.progress import Progress, silent
+from splitmirror.progress import IN_FILES, Progress, silent
 from splitmirror.units import show_seconds, show_size
 
 REDRAW_S = 0.2
@@ -90,6 +90,7 @@ class Line:
 
     def __init__(self, step: str) -> None:
         self._step = step
+        self._show = _show_files if step in IN_FILES else show_size
         self._began_s = time.monotonic()
         self._drawn_s = 0.0
         self._ended = False
@@ -101,17 +102,21 @@ class Line:
             return
         self._ended = last
         self._drawn_s = now_s
-        text = f"{self._step}: {show_size(done)}"
+        text = f"{self._step}: {self._show(done)}"
         seconds = now_s - self._began_s
         if total:
-            text += f" of {show_size(total)} ({100 * done // total} %)"
+            text += f" of {self._show(total)} ({100 * done // total} %)"
         if last or seconds >= RATE_AFTER_S:
             rate = done / max(seconds, 1e-3)
-            text += f", {show_size(rate)}/s"
+            text += f", {self._show(rate)}/s"
             if total and not last:
                 text += f", {_show_left((total - done) / rate)} left"
         sys.stderr.write(f"\r\033[K{text}" + ("\n" if last else ""))
         sys.stderr.flush()
+
+
+def _show_files(count: float) -> str:
+    return f"{count:,.0f} files"
 
 
 def _show_left(seconds: float) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from splitmirror.cli.output import printable
 from splitmirror.mirrors import MirrorState
-from splitmirror.model import BackupSet, Finding
+from splitmirror.model import BackupSet, Finding, Speed
 from splitmirror.units import show_seconds, show_size
 
 if TYPE_CHECKING:  # the commands that have one have imported it
@@ -19,6 +19,12 @@ if TYPE_CHECKING:  # the commands that have one have imported it
     from splitmirror.recover import Recovered
     from splitmirror.restore import RestoreReport
     from splitmirror.verify import VerifyReport
+
+# Settings of PostgreSQL that name a file which may lie outside its data directory.
+_OWN_FILES = (
+    *("config_file", "hba_file", "ident_file", "ssl_cert_file", "ssl_key_file", "ssl_ca_file"),
+    *("ssl_crl_file", "ssl_dh_params_file"),
+)
 
 
 def finding(found: Finding) -> dict[str, Any]:
@@ -55,8 +61,22 @@ def print_set(shown: BackupSet) -> None:
         print(f"  {phase.name:<12} {show_seconds(phase.seconds):>10}")
     maps = shown.maps
     print(f"  maps: {maps.early} early, {maps.renewed} renewed, {maps.new} new, {maps.gone} gone")
+    print(f"  watch for changes: {printable(os.fsencode(shown.watch)) or 'none'}")
     print(f"  write pause {show_seconds(shown.write_pause_s)}{pause_parts(shown)}")
     print(f"  quiesce window {show_seconds(shown.quiesce_window_s)}")
+    if shown.speed is not None:
+        print(f"  rate {rate(shown.speed)}")
+
+
+def rate(speed: Speed) -> str:
+    """How fast it went, and what it waited for."""
+    text = f"{show_size(speed.rate)}/s"
+    if speed.leg_rate:
+        text += (
+            f" ({speed.rate / speed.leg_rate:.0%} of the leg's own {show_size(speed.leg_rate)}/s)"
+        )
+    stages = ", ".join(f"{name} {show_seconds(s)}" for name, s in speed.stages.items())
+    return f"{text}; bottleneck: {speed.bottleneck} ({stages})"
 
 
 def _took(shown: BackupSet) -> str:
@@ -186,14 +206,16 @@ def _pg_ctl(restored: BackupSet, data: Path) -> str:
 
 
 def _own_settings(restored: BackupSet, data: Path, outside: Path) -> list[str]:
-    """The options that keep a cluster whose configuration lay outside its data directory, as
-    Debian's does, away from the original's files."""
-    places = {
-        name: outside / restored.facts.get(name, "").lstrip("/")
-        for name in ("config_file", "hba_file", "ident_file")
+    """The options that keep a cluster away from the original's files: its configuration, where that
+    lay outside its data directory, as Debian's does, and its certificates."""
+    own = {
+        name: path
+        for name in _OWN_FILES
+        if (path := outside / restored.facts.get(name, "").lstrip("/")).is_file()
     }
-    own = [f"-c {name}={shlex.quote(str(path))}" for name, path in places.items() if path.is_file()]
-    return [*own, f"-c data_directory={shlex.quote(str(data))}"] if own else []
+    if "config_file" in own:
+        own["data_directory"] = data
+    return [f"-c {name}={shlex.quote(str(path))}" for name, path in own.items()]
 
 
 def print_verified(report: VerifyReport) -> None:
@@ -212,9 +234,11 @@ def print_drilled(report: DrillReport[None]) -> None:
         print(f"  checked: {line}")
 
 
-def print_recovered(runs: Sequence[Recovered]) -> None:
-    if not runs:
+def print_recovered(runs: Sequence[Recovered], swept: Sequence[Path]) -> None:
+    if not runs and not swept:
         print("nothing to recover")
+    for directory in swept:
+        print(f"took away {directory}, left by a drill that was cut off")
     for run in runs:
         print(f"run {run.set_id}:")
         for line in run.done:

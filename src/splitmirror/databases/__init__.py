@@ -20,6 +20,7 @@ class Keep(enum.Enum):
     """What becomes of a file or directory that was found."""
 
     KEEP = "back it up"
+    WHOLE = "back it up with all that is in it, at any depth, without asking for each"
     EMPTY = "keep the directory, leave out what is in it"
     LEAVE = "leave it out"
 
@@ -41,7 +42,7 @@ SortKey = tuple[int | bytes, ...]
 
 def keep_all(name: bytes) -> Keep:
     """Leave nothing out."""
-    return Keep.KEEP
+    return Keep.WHOLE
 
 
 def by_name(name: bytes) -> SortKey:
@@ -56,13 +57,22 @@ class Layout:
     `keep` and `order` are called with a member name in the set (b"data/base/5/1259"); keep also
     for directories; a left-out directory is not entered. `order` gives tuples that compare with one
     another whatever the names are; a directory must come before what it holds.
-    `outside`: files off the roots, copied from the primary: (name in the set, path).
+    `outside`: files off the roots, copied from the primary: (name in the set, path). `bare`:
+    directories off them, each before what it holds, of which the set has only themselves: places of
+    what the redo log brings. Neither needs to be on the mirror.
     """
 
     roots: tuple[Root, ...]
     outside: tuple[Root, ...] = ()
+    bare: tuple[Root, ...] = ()
     keep: Callable[[bytes], Keep] = keep_all
     order: Callable[[bytes], SortKey] = by_name
+
+    @property
+    def apart(self) -> tuple[Root, ...]:
+        """The bare directories that lie in no other."""
+        names = {root.name for root in self.bare}
+        return tuple(root for root in self.bare if root.name.rpartition(b"/")[0] not in names)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

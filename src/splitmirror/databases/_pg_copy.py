@@ -8,7 +8,6 @@ each part of the wall: docs/adr/0007-holds.md.
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import tempfile
@@ -24,11 +23,12 @@ from psycopg.conninfo import make_conninfo
 
 from splitmirror.databases import CopyReport, RunningCopy, _pg_session
 from splitmirror.databases._copies import hand_over, refuse_original
-from splitmirror.databases._pg_layout import DATA, OUTSIDE
+from splitmirror.databases._pg_layout import CERTIFICATES, CONFIGURATION, DATA, OUTSIDE
 from splitmirror.databases._pg_ready import make_ready
 from splitmirror.errors import CopyFailed, DatabaseUnreachable, MissingProgram, ProgramFailed
 from splitmirror.model import Session
 from splitmirror.system import process, programs, walled
+from splitmirror.system import scratch as short_lived
 
 _PORT = "5432"  # only part of the socket's name: nothing listens on a network
 _START_S = 3600.0  # recovery replays all WAL since the checkpoint
@@ -132,7 +132,7 @@ def started(copy: Copy, hide: Sequence[Path]) -> Iterator[RunningCopy]:
 def _hidden(hide: Sequence[Path], facts: Mapping[str, str]) -> tuple[Path, ...]:
     """Every place of the original that we know of, links resolved; its sockets too."""
     places = list(hide)
-    for key in ("data_directory", "wal_directory", "config_file", "hba_file", "ident_file"):
+    for key in ("data_directory", "wal_directory", *CONFIGURATION, *CERTIFICATES):
         if facts.get(key):
             places.append(Path(facts[key]))
     places += [Path(value) for key, value in facts.items() if key.startswith("tablespace.")]
@@ -150,13 +150,10 @@ def _socket_directory(scratch: Path) -> Iterator[Path]:
     if len(os.fsencode(directory / _SOCKET_NAME)) <= _SOCKET_PATH_MAX:
         yield directory
         return
-    short = Path(tempfile.mkdtemp(prefix="splitmirror-"))
-    try:
+    with short_lived.scratch(Path(tempfile.gettempdir())) as short:
         short.chmod(0o711)  # the copy's uid goes through it
         (short / "s").symlink_to(directory)
         yield short / "s"
-    finally:
-        shutil.rmtree(short)
 
 
 def _configure(copy: Copy, data: Path, socket_directory: Path) -> None:

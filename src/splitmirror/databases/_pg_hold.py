@@ -12,7 +12,6 @@ import os
 import re
 import secrets
 import shutil
-import signal
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ import psycopg
 
 from splitmirror.databases import Hold, RedoFile
 from splitmirror.databases._pg_layout import DATA, WAL, Places
-from splitmirror.databases._pg_server import Server, running_in
+from splitmirror.databases._pg_server import Processes, Server, processes_of
 from splitmirror.databases._pg_session import Connection, bounded, connect
 from splitmirror.errors import DatabaseError, DeadlineExceeded, HoldBroken, NoRoom
 from splitmirror.model import Session
@@ -54,7 +53,7 @@ def hot(target: Target, deadline_s: float) -> Iterator[Hold]:
     DatabaseError.
     """
     slot = f"splitmirror_{os.getpid()}_{secrets.token_hex(4)}"
-    with _session(target) as (connection, session):
+    with _session(target) as (connection, found):
         with (
             _translated(),
             bounded(connection, deadline_s, "PostgreSQL's start of a backup"),
@@ -63,7 +62,7 @@ def hot(target: Target, deadline_s: float) -> Iterator[Hold]:
             connection.execute("SELECT pg_create_physical_replication_slot(%s, true, true)", [slot])
             tablespaces = target.places.tablespaces_seen()
             connection.execute(_start_call(target.server), [slot])
-        yield HotHold(connection, target, (session,), slot, tablespaces)
+        yield HotHold(connection, target, (found.session,), slot, tablespaces)
 
 
 @contextmanager
@@ -73,36 +72,27 @@ def standing(target: Target, deadline_s: float) -> Iterator[Hold]:
     The session stays, and keeps tablespaces from being made. Raises DeadlineExceeded,
     DatabaseError.
     """
-    with _session(target) as (connection, session):
+    with _session(target) as (connection, found):
         with _translated(), bounded(connection, deadline_s, "PostgreSQL's checkpoint"):
             _lock_tablespaces(connection, target.server)
             tablespaces = target.places.tablespaces_seen()
             connection.execute("CHECKPOINT")
-        postmaster = running_in(target.places.data)
-        yield StandingHold((session,), postmaster, target.places, tablespaces)
+        yield StandingHold((found.session,), found.main, target.places, tablespaces)
 
 
 @contextmanager
-def _session(target: Target) -> Iterator[tuple[Connection, Session]]:
+def _session(target: Target) -> Iterator[tuple[Connection, Processes]]:
+    """A session, and the processes that are shown to be the server's and the session's own: no
+    other is ever named to the guard."""
     connection = connect(target.dsn, target.os_user)
-    pid = connection.info.backend_pid
-    ticks = process.start_ticks(pid)
+    found: Processes | None = None
     try:
-        if ticks is None:
-            raise DatabaseError(
-                f"the server's process {pid} is not on this host",
-                hint="Run splitmirror where the server runs, and point `dsn` at it directly.",
-            )
-        yield (
-            connection,
-            Session(
-                what="PostgreSQL backup session", pid=pid, start_ticks=ticks, signal=signal.SIGTERM
-            ),
-        )
+        found = processes_of(connection, target.places.data)
+        yield connection, found
     finally:
         connection.close()
-        if ticks is not None:
-            process.wait_gone(pid, ticks, _LEAVE_S)
+        if found is not None:
+            process.wait_gone(found.session.pid, found.session.start_ticks, _LEAVE_S)
 
 
 @contextmanager
@@ -159,7 +149,7 @@ class StandingHold:
     """After the checkpoint. The frozen filesystems are what holds the server's files still."""
 
     sessions: tuple[Session, ...]
-    server: Session | None
+    server: Session
     places: Places
     tablespaces: tuple[frozenset[int], int]
     blocked_writers_since_s: float | None = None
@@ -168,9 +158,9 @@ class StandingHold:
         """Server and session are the processes that they were. No query: the filesystems may still
         be frozen. The WAL that recovery needs is on the leg."""
         for each in (self.server, *self.sessions):
-            if each is None or not process.alive(each.pid, each.start_ticks):
+            if not process.alive(each.pid, each.start_ticks):
                 raise HoldBroken(
-                    f"the {each.what if each else 'PostgreSQL server'} ended during the backup",
+                    f"the {each.what} ended during the backup",
                     hint="The server's log tells why; run the backup again.",
                 )
         _require_no_new_tablespace(self.places, self.tablespaces)

@@ -71,6 +71,15 @@ class Places:
         link = self.data / "pg_wal"
         return Path(os.path.realpath(link)) if link.is_symlink() else None
 
+    def wal_apart(self) -> Root | None:
+        """pg_wal, where it is a link or a filesystem of its own; by its name in the set."""
+        place = self.data / "pg_wal"
+        if place.is_symlink():
+            return Root(name=WAL, path=os.fsencode(os.path.realpath(place)))
+        if place.is_mount():
+            return Root(name=DATA + b"/pg_wal", path=os.fsencode(place))
+        return None
+
     def tablespaces(self) -> dict[int, Path]:
         """oid: where it lies, links resolved. Without those inside the data directory, which belong
         to that tree already."""
@@ -93,30 +102,47 @@ class Places:
 
 
 def layout(places: Places, mode: Mode) -> Layout:
-    """The cluster's files right now."""
+    """The cluster's files right now.
+
+    In hot mode the WAL of the window is copied through the primary: a pg_wal apart from the data
+    need not be on the mirror, is not frozen, and of itself only the directory is in the set.
+    """
     roots = [Root(name=DATA, path=os.fsencode(places.data))]
     for oid, place in places.tablespaces().items():
         roots.append(Root(name=b"%s/%d" % (TABLESPACES, oid), path=os.fsencode(place)))
-    wal = places.wal()
-    if wal is not None:
-        roots.append(Root(name=WAL, path=os.fsencode(wal)))
     outside = tuple(
         Root(name=OUTSIDE + os.fsencode(path), path=os.fsencode(path)) for path in places.outside
     )
+    wal = places.wal_apart()
+    if mode is Mode.FREEZE and wal is not None and wal.name == WAL:
+        roots.append(wal)  # one that is mounted is met below the data
+    bare = () if mode is Mode.FREEZE or wal is None else tuple(_bare(wal))
     rules = Rules(
-        wal=DATA + b"/pg_wal" if wal is None else WAL,
+        wal=DATA + b"/pg_wal" if wal is None else wal.name,
+        wal_apart=wal is not None,
         version_directory=places.version_directory,
         mode=mode,
         emptied=frozenset(DATA + b"/" + name for name in (*EMPTIED, places.stats_temp)),
     )
-    return Layout(roots=tuple(roots), outside=outside, keep=rules.keep, order=order)
+    return Layout(roots=tuple(roots), outside=outside, bare=bare, keep=rules.keep, order=order)
+
+
+def _bare(wal: Root) -> Iterator[Root]:
+    """The WAL's directory and the one in it. A restore in place empties that too: what it says of
+    segments was said of others of the same names."""
+    yield wal
+    status = Root(name=wal.name + b"/archive_status", path=wal.path + b"/archive_status")
+    if os.path.isdir(status.path):
+        yield status
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """What becomes of each file. `wal`: the member name of the WAL's directory."""
+    """What becomes of each file. `wal`: the member name of the WAL's directory; `wal_apart`: it is
+    a link or a filesystem of its own."""
 
     wal: bytes
+    wal_apart: bool
     version_directory: bytes
     mode: Mode
     emptied: frozenset[bytes]
@@ -132,6 +158,8 @@ class Rules:
             return Keep.KEEP if own == self.version_directory else Keep.LEAVE
         if name in self.emptied:
             return Keep.EMPTY
+        if name == self.wal and self.wal_apart and self.mode is Mode.HOT:
+            return Keep.LEAVE  # copied from the primary
         if parent == self.wal:
             return self._keep_wal(own)
         return Keep.KEEP
@@ -214,6 +242,15 @@ def relation_of(name: bytes) -> RelationFile | None:
 
 # --- configuration outside the data directory
 
+CONFIGURATION = ("config_file", "hba_file", "ident_file")
+CERTIFICATES = (
+    *("ssl_cert_file", "ssl_key_file", "ssl_ca_file", "ssl_crl_file"),
+    "ssl_dh_params_file",
+)
+# Beside Debian's postgresql.conf, which start.conf marks; pg_createcluster(8).
+_DEBIAN_MARK = "start.conf"
+_DEBIAN = (_DEBIAN_MARK, "environment", "pg_ctl.conf")
+
 _INCLUDE = re.compile(
     r"^\s*(include_if_exists|include_dir|include)\s*[=\s]\s*(?:'([^']+)'|([^\s#']+))", re.MULTILINE
 )
@@ -223,14 +260,31 @@ _LIST_FILE = re.compile(r'(?:^|[\s,])@(?:"([^"\n]+)"|([^\s,"]+))', re.MULTILINE)
 
 
 def outside_files(settings: Mapping[str, str], data: Path) -> tuple[Path, ...]:
-    """The configuration files, and what they include, that lie off the data directory."""
+    """The configuration files, and what they include and name, that lie off the data directory."""
     files: dict[Path, None] = {}
-    for name in ("config_file", "hba_file", "ident_file"):
+    for name in CONFIGURATION:
         if settings.get(name):
             files.update(dict.fromkeys(_with_included(Path(settings[name]), _MOST_INCLUDES)))
             if name != "config_file":
                 files.update(dict.fromkeys(_with_lists(tuple(files))))
+    files.update(dict.fromkeys(_debians(settings)))
+    files.update(dict.fromkeys(certificates(settings, data).values()))
     return tuple(path for path in files if path.is_file() and not _inside(path, data))
+
+
+def certificates(settings: Mapping[str, str], data: Path) -> dict[str, Path]:
+    """The certificates and keys that the configuration names and that are there, by setting; links
+    resolved, so that a restore puts back the file and not the link to it."""
+    named = {name: settings[name] for name in CERTIFICATES if settings.get(name)}
+    files = {name: Path(os.path.realpath(data / path)) for name, path in named.items()}
+    return {name: path for name, path in files.items() if path.is_file()}
+
+
+def _debians(settings: Mapping[str, str]) -> Iterator[Path]:
+    """What Debian's programs read beside postgresql.conf."""
+    beside = Path(settings.get("config_file", "")).parent
+    if (beside / _DEBIAN_MARK).is_file():
+        yield from (beside / name for name in _DEBIAN)
 
 
 def _inside(path: Path, data: Path) -> bool:

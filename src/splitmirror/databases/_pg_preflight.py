@@ -19,6 +19,9 @@ from splitmirror.errors import (
     SplitmirrorError,
 )
 from splitmirror.model import Finding, Mode
+from splitmirror.units import show_size
+
+_WINDOW_SEGMENTS = 8  # of WAL, that a busy server fills in seconds
 
 
 def version(version_num: int) -> Finding:
@@ -82,6 +85,7 @@ def settings(server: Server, mode: Mode) -> Iterator[Finding]:
     """Settings that make the mode impossible, or are worth telling."""
     if mode is Mode.HOT:
         yield Finding(what="settings for hot mode", problem=_no_hot(server))
+        yield from _slot_room(server)
     if mode is Mode.FREEZE and server.in_recovery:
         yield _warning("standby", "the server is a standby: the set is a standby's state")
     if server.setting("fsync") == "off":
@@ -100,8 +104,26 @@ def settings(server: Server, mode: Mode) -> Iterator[Finding]:
         )
 
 
-def _warning(what: str, words: str) -> Finding:
-    hint = "The backup goes on; look into it when you can."
+def _slot_room(server: Server) -> Iterator[Finding]:
+    """Whether the slot keeps the WAL of a window in which a checkpoint falls. What it may keep is
+    looked at by checkpoints alone, and one comes after max_wal_size at the latest."""
+    name = "max_slot_wal_keep_size"
+    kept = int(server.setting(name, "-1")) << 20  # pg_settings has both in MB
+    segments = _WINDOW_SEGMENTS * server.number("wal_segment_size")
+    wanted = max(server.number("max_wal_size") << 20, segments)
+    if 0 <= kept < wanted:
+        yield _warning(
+            name,
+            f"{name} is {show_size(kept)}: the server may give up WAL of the backup's window, if "
+            "much is written in it; that backup fails, and says so",
+            hint=f"Set {name} to {show_size(wanted)} or more (max_wal_size, or {_WINDOW_SEGMENTS} "
+            "segments), or to -1.",
+        )
+
+
+def _warning(
+    what: str, words: str, hint: str = "The backup goes on; look into it when you can."
+) -> Finding:
     return Finding(what=what, problem=DatabaseUnsuitable(words, hint=hint), warning=True)
 
 

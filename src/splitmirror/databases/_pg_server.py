@@ -6,14 +6,16 @@ Source: PostgreSQL documentation, "System Administration Functions", pg_settings
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 
 from splitmirror.databases import _pg_session
+from splitmirror.databases._pg_layout import CERTIFICATES, CONFIGURATION
 from splitmirror.databases._pg_session import Connection
 from splitmirror.errors import DatabaseError, DatabaseRefused, DatabaseUnsuitable
 from splitmirror.model import Session
@@ -23,9 +25,9 @@ OLDEST = 130000  # server_version_num: the oldest that this driver knows
 LIMIT_S = 30.0  # of each question; all are answered from memory
 
 _SETTINGS = [
-    *("data_directory", "config_file", "hba_file", "ident_file", "data_directory_mode"),
+    *("data_directory", *CONFIGURATION, *CERTIFICATES, "data_directory_mode"),
     *("wal_level", "wal_segment_size", "max_replication_slots", "max_slot_wal_keep_size"),
-    *("archive_mode", "fsync", "full_page_writes", "data_checksums", "block_size"),
+    *("max_wal_size", "archive_mode", "fsync", "full_page_writes", "data_checksums", "block_size"),
     *("max_connections", "max_worker_processes", "max_wal_senders", "max_prepared_transactions"),
     *("max_locks_per_transaction", "shared_preload_libraries", "stats_temp_directory"),
     *("unix_socket_directories", "port"),
@@ -62,7 +64,8 @@ class Server:
     backend_pid: int  # as the connection's start-up told
     database: str  # that the session is in
     own_pid: int  # as the session itself says
-    listener: str | None  # the program at the other end of the Unix socket
+    listener_pid: int | None  # who listens at the other end of the Unix socket
+    listener: str | None  # the program that it runs
 
     def setting(self, name: str, default: str = "") -> str:
         """A setting's value; `default` where the server has none or does not show it."""
@@ -99,6 +102,7 @@ def ask(connection: Connection) -> Server:
 
 def _ask(connection: Connection) -> Server:
     version_num = connection.info.server_version
+    listener_pid = _pg_session.peer_pid(connection)
     identifier, catalog_version = _row(
         connection, "SELECT system_identifier, catalog_version_no FROM pg_control_system()"
     )
@@ -127,7 +131,8 @@ def _ask(connection: Connection) -> Server:
         backend_pid=connection.info.backend_pid,
         database=connection.info.dbname,
         own_pid=int(own_pid),
-        listener=_listener(connection),
+        listener_pid=listener_pid,
+        listener=None if listener_pid is None else _program(listener_pid),
     )
 
 
@@ -167,10 +172,9 @@ def backup_functions(version_num: int) -> tuple[str, str]:
     return "pg_start_backup(text,boolean,boolean)", "pg_stop_backup(boolean,boolean)"
 
 
-def _listener(connection: Connection) -> str | None:
-    pid = _pg_session.peer_pid(connection)
+def _program(pid: int) -> str | None:
     try:
-        return None if pid is None else Path(f"/proc/{pid}/comm").read_text().strip()
+        return Path(f"/proc/{pid}/comm").read_text().strip()
     except OSError:  # it has gone, or is of another pid namespace: then it has no name for us
         return None
 
@@ -178,23 +182,43 @@ def _listener(connection: Connection) -> str | None:
 # --- the server's processes on this host
 
 
-def postmaster_of(server: Server) -> Session:
-    """The server's main process, on this host.
+class Processes(NamedTuple):
+    """A server's main process and that of one session, by the numbers that this host gives them."""
 
-    Proven three ways: postmaster.pid of the data directory names it, its working directory is the
-    data directory, and it is the parent of our session's process. Raises DatabaseUnsuitable: then
-    the server runs elsewhere, in a container, or its directory is another one of the same name.
+    main: Session
+    session: Session
+
+
+def postmaster_of(server: Server) -> Session:
+    """The server's main process. While the session that it was asked in is there. Raises
+    DatabaseUnsuitable."""
+    return _processes(server.data, server.listener_pid, server.own_pid).main
+
+
+def processes_of(connection: Connection, data: Path) -> Processes:
+    """The server's main process and the session's own. Raises DatabaseUnsuitable."""
+    peer = _pg_session.peer_pid(connection)
+    return _processes(data, peer, connection.info.backend_pid)
+
+
+def _processes(data: Path, listener: int | None, backend: int) -> Processes:
+    """The main process is the one that works in the data directory and listens on the session's
+    Unix socket, or is named by postmaster.pid. The session's is a child of it that the server calls
+    `backend`: in a container it has another number here, and that number may be anybody's. Raises
+    DatabaseUnsuitable where this cannot be shown: then the server runs elsewhere, or its directory
+    is another one of the same name.
     """
     try:
-        found = running_in(server.data)
-        parent = _parent(server.own_pid)
+        main = _at_work(listener, data) if listener else None
+        main = main or running_in(data)
+        session = None if main is None else _child(main.pid, backend)
     except OSError as error:
         raise _elsewhere(f"{error.filename}: {error.strerror}") from error
-    if found is None:
-        raise _elsewhere(f"no server runs in {server.data} here")
-    if parent != found.pid:
-        raise _elsewhere(f"the server in {server.data} here is not the one behind `dsn`")
-    return found
+    if main is None:
+        raise _elsewhere(f"no server runs in {data} here")
+    if session is None:
+        raise _elsewhere(f"the server in {data} here is not the one behind `dsn`")
+    return Processes(main, session)
 
 
 def running_in(data: Path) -> Session | None:
@@ -202,10 +226,17 @@ def running_in(data: Path) -> Session | None:
     for a directory that cannot be read."""
     try:
         first = (data / "postmaster.pid").read_bytes().split(b"\n", 1)[0]
-        pid = abs(int(first))
-        here = Path(f"/proc/{pid}/cwd").stat()
-    except (FileNotFoundError, ProcessLookupError, ValueError):
+        return _at_work(abs(int(first)), data)
+    except (FileNotFoundError, ValueError):
         data.stat()  # raises where it is the directory that is missing
+        return None
+
+
+def _at_work(pid: int, data: Path) -> Session | None:
+    """The process of that pid, if `data` is its current directory."""
+    try:
+        here = Path(f"/proc/{pid}/cwd").stat()
+    except (FileNotFoundError, ProcessLookupError):
         return None
     except PermissionError:  # not even root may look: a process of the system, of the same pid
         return None
@@ -215,16 +246,29 @@ def running_in(data: Path) -> Session | None:
     return Session(what="PostgreSQL server", pid=pid, start_ticks=ticks, signal=0)
 
 
+def _child(parent: int, number: int) -> Session | None:
+    """The child of a process that has this number in its own, innermost pid namespace."""
+    for pid in (number, *(int(name) for name in os.listdir("/proc") if name.isdigit())):
+        ticks = process.start_ticks(pid)
+        if ticks is not None and _known_as(pid) == (parent, number):
+            what = "PostgreSQL backup session"
+            return Session(what=what, pid=pid, start_ticks=ticks, signal=signal.SIGTERM)
+    return None
+
+
+def _known_as(pid: int) -> tuple[int, int] | None:
+    """Its parent here, and its number in its innermost namespace (proc(5), PPid and NSpid)."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    return int(fields["PPid"]), int(fields["NSpid"].split()[-1])
+
+
 def programs_of(postmaster: Session) -> str:
     """The directory of the running server's programs."""
     return str(Path(f"/proc/{postmaster.pid}/exe").readlink().parent)
-
-
-def _parent(pid: int) -> int:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("PPid:"):
-            return int(line.split()[1])
-    return 0  # pragma: no cover - every kernel writes it
 
 
 def _elsewhere(why: str) -> DatabaseUnsuitable:

@@ -14,6 +14,7 @@ from typing import Any
 
 import psycopg
 
+from splitmirror.databases import _pg_refusals
 from splitmirror.errors import DatabaseUnreachable, DeadlineExceeded
 from splitmirror.system.identity import acting_as
 
@@ -54,9 +55,7 @@ def unreachable(error: Exception) -> DatabaseUnreachable:
     """No connection, or it broke; in the server's own words."""
     said = " ".join(str(error).split()) or type(error).__name__
     return DatabaseUnreachable(
-        f"PostgreSQL cannot be reached: {said}",
-        hint='Check `dsn` (try it with psql) and that the server runs; with "peer" authentication '
-        'set os_user = "postgres".',
+        f"PostgreSQL cannot be reached: {said}", hint=_pg_refusals.advice(error)
     )
 
 

@@ -33,7 +33,7 @@ from splitmirror.model import Finding, Mode
 
 # What a copy needs to be started as the original was, and a person to restore it.
 _FACTS = (
-    *("data_directory", "config_file", "hba_file", "ident_file", "data_directory_mode"),
+    *("data_directory", *_pg_layout.CONFIGURATION, "data_directory_mode"),
     *("data_checksums", "block_size", "wal_segment_size", "shared_preload_libraries"),
     *("max_connections", "max_worker_processes", "max_wal_senders", "max_prepared_transactions"),
     *("max_locks_per_transaction", "unix_socket_directories", "port"),
@@ -124,6 +124,8 @@ class Postgresql:
             **{name: server.setting(name) for name in _FACTS},
             "data_directory": str(places.data),
         }
+        for name, path in _pg_layout.certificates(server.settings, places.data).items():
+            facts[name] = str(path)
         if (wal := places.wal()) is not None:
             facts["wal_directory"] = str(wal)
         for oid, place in (places.tablespaces() | places.tablespaces_inside()).items():

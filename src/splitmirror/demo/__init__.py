@@ -14,13 +14,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from splitmirror import config, journal
-from splitmirror.backup import backup
+from splitmirror.backup import backup, filesystems_of
 from splitmirror.catalog import Catalog
 from splitmirror.config import Config
 from splitmirror.demo import subjects
@@ -28,9 +28,10 @@ from splitmirror.demo.lab import Lab, configuration, data_and_wal, lab_at, lefto
 from splitmirror.demo.ledger import Verdict, acknowledged, judge
 from splitmirror.drill import drill
 from splitmirror.errors import MirrorError, SplitmirrorError
+from splitmirror.extents.trees import plan_trees
 from splitmirror.mirrors import Mirror
 from splitmirror.model import BackupSet, Check, Mode
-from splitmirror.preflight import require_root
+from splitmirror.preflight import require_root, stop_at_first
 from splitmirror.progress import Watch, unwatched
 from splitmirror.system import filesystems
 from splitmirror.verify import verify
@@ -118,7 +119,7 @@ def _in_lab(base: Path, options: Options, tell: Narrator, watch: Watch) -> Shown
             for kind, dsn, name in subject.writers():
                 load.enter_context(_writing(lab, kind, dsn, name))
             tell(f"backing up with {lab.config_path} while {len(subject.writers())} writers commit")
-            floor_s = _pause_floor(lab, loaded, watch)
+            floor_s = _pause_floor(loaded, watch)
             backup_set = backup(loaded, watch)
             load.close()
             tell("restoring to another place and starting the restored copy there")
@@ -159,21 +160,30 @@ def _writing(lab: Lab, kind: str, dsn: str, name: str) -> Iterator[None]:
             process.wait()
 
 
-def _pause_floor(lab: Lab, loaded: Config, watch: Watch) -> float:
-    """Seconds of a bare freeze, split and thaw of this lab under its load; a median."""
+def _pause_floor(loaded: Config, watch: Watch) -> float:
+    """Seconds of a bare freeze, split and thaw of what a backup freezes, under load; a median."""
     measured = []
     with closing(loaded.open_mirror()) as mirror:
+        mountpoints = _frozen(loaded, mirror)
         for number in range(FLOORS):
             mirror.synchronize(watch("level"))
             split_id = f"floor-{number}"
-            measured.append(_bare_split(lab, mirror, split_id))
+            measured.append(_bare_split(mountpoints, mirror, split_id))
             mirror.leg(split_id, WRITER_DEADLINE_S)
             mirror.rejoin(split_id)
     return statistics.median(measured)
 
 
-def _bare_split(lab: Lab, mirror: Mirror, split_id: str) -> float:
-    mountpoints = [str(lab.mountpoint(disk.name)) for disk in lab.disks]
+def _frozen(loaded: Config, mirror: Mirror) -> list[str]:
+    """The mountpoints that a backup freezes; in hot mode the WAL's is not among them."""
+    database = loaded.open_database()
+    stop_at_first(database.preflight(loaded.backup.mode))
+    layout = database.layout()
+    trees = plan_trees(layout.roots, mirror.volumes(), layout.keep)
+    return [filesystem.mountpoint for filesystem in filesystems_of(trees)]
+
+
+def _bare_split(mountpoints: Sequence[str], mirror: Mirror, split_id: str) -> float:
     with ExitStack() as undo, ExitStack() as thaw:
         fds = [filesystems.open_mountpoint(path) for path in mountpoints]
         for fd in fds:

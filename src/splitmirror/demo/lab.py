@@ -42,11 +42,19 @@ POLL_S = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disk:
-    """A mirrored disk of the lab and the filesystem on it."""
+    """A mirrored disk of the lab and the filesystem on it. `inodes`: how many files an ext4 must be
+    able to hold; 0: as many as mke2fs thinks right for its size."""
 
     name: str
     fstype: str
     size: int
+    inodes: int = 0
+
+    @property
+    def mkfs(self) -> list[str]:
+        """The command that makes the filesystem, without the device."""
+        many = ["-N", str(self.inodes)] if self.inodes else []
+        return [*MKFS[self.fstype], *many]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,9 +93,13 @@ def data_and_wal(size: int) -> tuple[Disk, ...]:
 
 
 def configuration(
-    lab: Lab, database: Mapping[str, object], backup: Mapping[str, object] | None = None
+    lab: Lab,
+    database: Mapping[str, object],
+    backup: Mapping[str, object] | None = None,
+    tape: Path | None = None,
 ) -> str:
-    """The configuration file of a lab. A JSON string is a TOML string (toml.io, basic strings)."""
+    """The configuration file of a lab; `tape`: another one than the lab's own. A JSON string is a
+    TOML string (toml.io, basic strings)."""
     disks = "".join(
         f"""
 [[mirror.disks]]
@@ -110,7 +122,7 @@ establish_speed = "1GiB"
 {disks}
 [medium]
 driver = "virtualtape"
-path = "{lab.tape}"
+path = "{tape or lab.tape}"
 
 [backup]
 {_table(backup or {})}"""
@@ -132,7 +144,7 @@ def lab_at(base: Path, disks: tuple[Disk, ...]) -> Iterator[Lab]:
     with ExitStack() as undo:
         devices = _attach(config.load(lab.config_path), undo)
         for disk in disks:
-            programs.run([*MKFS[disk.fstype], devices[disk.name]], timeout_s=MKFS_TIMEOUT_S)
+            programs.run([*disk.mkfs, devices[disk.name]], timeout_s=MKFS_TIMEOUT_S)
             _mount(devices[disk.name], lab.mountpoint(disk.name), undo)
         yield lab
 

@@ -69,11 +69,16 @@ def _resolved(root: Root) -> bytes:
 def wanted(root: bytes, name: bytes, keep: Callable[[bytes], Keep]) -> bool:
     """Whether what is mounted at a member name belongs to the set: no directory above it is left
     out or emptied, and it is not so itself (statistics on a tmpfs, say)."""
+    if keep(root) is Keep.WHOLE:
+        return True
     at = len(root)
     while at < len(name):
         at = name.find(b"/", at + 1)
         at = len(name) if at < 0 else at
-        if keep(name[:at]) is not Keep.KEEP:
+        kept = keep(name[:at])
+        if kept is Keep.WHOLE:
+            return True
+        if kept is not Keep.KEEP:
             return False
     return True
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
+
+from splitmirror.errors import MediumError
 
 
 class Mark(enum.Enum):
@@ -97,3 +99,43 @@ class Medium(Protocol):
 
     @property
     def capacity(self) -> Capacity: ...
+
+
+Place = tuple[int, int]
+"""Where bytes lie in some memory: from, up to."""
+
+
+@runtime_checkable
+class ManyAtOnce(Protocol):
+    """What a medium may have beside a Medium's methods, where many records in one go are quicker
+    than one after the other."""
+
+    def read_many(self, buffer: memoryview, most: int) -> tuple[list[Place], Mark | None]:
+        """Up to `most` records (1 at least), as far as `buffer` has room for them and for what the
+        medium has between them: where they lie in it, in order. Or none, and the mark that was met
+        and passed. Where fewer came than were asked for, the position is not known: locate.
+
+        Raises as `read` does when not even the first can be read. The buffer is best page-aligned.
+        """
+        ...
+
+
+def read_many(medium: Medium, buffer: memoryview, most: int) -> tuple[list[Place], Mark | None]:
+    """`ManyAtOnce.read_many` of any medium: record by record where it has no way of its own."""
+    if isinstance(medium, ManyAtOnce):
+        return medium.read_many(buffer, most)
+    found: list[Place] = []
+    at = length = 0
+    while len(found) < most and at + length <= len(buffer):
+        try:
+            read = medium.read(buffer[at:])
+        except MediumError:
+            if not found:
+                raise
+            break
+        if isinstance(read, Mark):
+            return found, None if found else read
+        length = read
+        found.append((at, at + length))
+        at += length
+    return found, None

@@ -13,6 +13,8 @@ from splitmirror.errors import Busy, EndOfMedium, MediumError
 from splitmirror.media import END_OF_DATA, FILEMARK, Block, Capacity, Limits, Mark
 from splitmirror.units import parse_size
 
+FOR_TESTS = True  # never taken from a configuration file: nothing outlives the process
+
 _LARGEST = (1 << 24) - 1  # as on a virtual tape
 
 

@@ -24,7 +24,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from splitmirror.media import Block
+from splitmirror.media import Block, Place
 
 WORD: Final = struct.Struct("<I")
 END_WORD: Final = 0xFFFF_FFFF
@@ -76,6 +76,12 @@ class Index:
         """(offset, size) of an object; size 0 is a filemark. The position must be on the tape."""
         run = self._runs[self._run_at(position)]
         return run.offset + (position - run.first) * stride(run.size), run.size
+
+    def alike(self, position: int) -> int:
+        """How many objects of one kind and size lie side by side from `position` on, it included.
+        The position must be on the tape."""
+        run = self._runs[self._run_at(position)]
+        return run.first + run.times - position
 
     def cut(self, position: int) -> None:
         """Forget object `position` and all behind it."""
@@ -177,6 +183,18 @@ def read_word(fd: int, offset: int) -> int:
     """The word at `offset`, which must lie in the file."""
     word: int = WORD.unpack(os.pread(fd, WORD.size, offset))[0]
     return word
+
+
+def records_in(buffer: memoryview, begin: int, size: int) -> list[Place]:
+    """Where the records of `size` bytes lie that stand whole in the buffer from `begin` on, up to
+    the first whose length words are not what they should be."""
+    word, step, found = WORD.pack(size), stride(size), list[Place]()
+    for at in range(begin, len(buffer) - step + 1, step):
+        record, end = at + WORD.size, at + step
+        if buffer[at:record] != word or buffer[end - WORD.size : end] != word:
+            break
+        found.append((record, record + size))
+    return found
 
 
 def _zero_words(fd: int, offset: int, size: int) -> int:

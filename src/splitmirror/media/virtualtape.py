@@ -36,9 +36,10 @@ from splitmirror.errors import (
     NoSuchVolume,
     WrongMedium,
 )
-from splitmirror.media import END_OF_DATA, FILEMARK, Block, Capacity, Limits, Mark, simh
+from splitmirror.media import END_OF_DATA, FILEMARK, Block, Capacity, Limits, Mark, Place, simh
+from splitmirror.media.bulk import ALIGNED, BulkReader
 from splitmirror.media.simh import END_WORD, LARGEST, WORD, Index, Stop, stride
-from splitmirror.units import parse_size, show_size
+from splitmirror.units import parse_size, show_size, size_setting
 
 _WRITE_BEHIND = 16 << 20  # bytes after which the disk is set to work and the page cache relieved
 _FIRST_RECORD = 80  # bytes of the label that every volume of ours begins with
@@ -58,10 +59,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise ConfigError(
                 f"[medium] path = {self.path!r} is not absolute", hint="Begin it with a slash."
             )
-        capacity, early = self.capacity, parse_size(self.early_warning)
-        if capacity is not None and parse_size(capacity) <= early:
+        early = size_setting("[medium] early_warning", self.early_warning)
+        if self.capacity is None:
+            return
+        if size_setting("[medium] capacity", self.capacity) <= early:
             raise ConfigError(
-                f"[medium] capacity {capacity} is not above early_warning {self.early_warning}",
+                f"[medium] capacity {self.capacity} is not above early_warning "
+                f"{self.early_warning}",
                 hint="Give the volume more capacity, or a smaller early_warning.",
             )
 
@@ -85,6 +89,7 @@ class VirtualTape:
         self._capacity = capacity
         self._early_warning = early_warning
         self._handle: int | None = None
+        self._bulk: BulkReader | None = None
         self._writable = False
         self._index = Index()
         self._position = 0
@@ -184,6 +189,9 @@ class VirtualTape:
         handle, self._handle = self._handle, None
         self._writable = self._failed = self._dirty = False
         self._relieved = 0
+        if self._bulk is not None:
+            self._bulk.close()
+            self._bulk = None
         if handle is not None:
             os.close(handle)
 
@@ -332,6 +340,24 @@ class VirtualTape:
         self._read_object(fd, offset, size, buffer)
         self._position += 1
         return size or FILEMARK
+
+    def read_many(self, buffer: memoryview, most: int) -> tuple[list[Place], Mark | None]:
+        """See ManyAtOnce. Past the page cache: a volume is read once, and drives nothing out."""
+        fd = self._loaded()
+        if self._position < self._index.objects:
+            offset, size = self._index.find(self._position)
+            begin = offset % ALIGNED
+            fitting = (len(buffer) - len(buffer) % ALIGNED - begin) // stride(size)
+            wanted = min(most, fitting, self._index.alike(self._position))
+            if size and wanted > 1:
+                self._bulk = self._bulk or BulkReader(fd)
+                got = self._bulk.read(buffer, offset - begin, begin + wanted * stride(size))
+                if found := simh.records_in(buffer[:got], begin, size):
+                    self._position += len(found)
+                    return found, None
+        # The last of its kind, a mark, or something that only an error can tell of
+        read = self.read(buffer)
+        return ([], read) if isinstance(read, Mark) else ([(0, read)], None)
 
     def _read_object(self, fd: int, offset: int, size: int, buffer: memoryview) -> None:
         head, tail = bytearray(WORD.size), bytearray(WORD.size + (size & 1))

@@ -2,7 +2,8 @@
 
 An engine module has `Settings` (a msgspec.Struct, its own table of the configuration) and
 `open_mirror(settings, state_dir) -> Mirror`. It is found by its name in the configuration. Like a
-module of the other seams it may have `PROGRAMS`: what it runs of the system's, for `doctor`.
+module of the other seams it may have `PROGRAMS`: what it runs of the system's, for `doctor`; and
+`FOR_TESTS = True`: then no configuration file may name it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ class Feature(enum.Enum):
     GROUP_SPLIT = "splits all its volumes at one instant by itself"
     INSTANT_LEG = "the leg is complete as soon as the split returns"
     ATTACHES = "is started and stopped by us, see Attachable"
+    PREPARES = "does before the freeze what a split need not do in it, see Preparing"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +88,17 @@ class Mirror(Protocol):
 
     def close(self) -> None:
         """Let go of connections. The mirror itself goes on."""
+        ...
+
+
+@runtime_checkable
+class Preparing(Protocol):
+    """An engine of which a split is shorter when it was prepared (Feature.PREPARES)."""
+
+    def prepare_split(self, split_id: str) -> None:
+        """Connect, open and look, so that the `split` of this id only has to part. The split's
+        instant is that of `split`. Without a `split` behind it, or a second time, it is harmless;
+        so is a `split` without it. Raises what `split` does."""
         ...
 
 

@@ -21,6 +21,8 @@ from splitmirror.model import Filesystem, Finding, Leg, Run, Volume
 from splitmirror.progress import Progress, silent
 from splitmirror.units import parse_size
 
+FOR_TESTS = True  # never taken from a configuration file
+
 _BLOCK = 64 << 10
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -34,7 +36,7 @@ class MemoryVolume(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`[mirror]` with driver = "memory". The files lie in `dir`, by default the state directory.
+    """The files lie in `dir`, by default the state directory.
     `scattered`: the leg is several runs in another order than the volume, as on md."""
 
     volumes: tuple[MemoryVolume, ...]

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -46,7 +47,7 @@ from splitmirror.system.nbdstack import Place
 from splitmirror.system.qmp import Monitor
 from splitmirror.system.qsdstack import Stack, StackDisk, not_ready
 from splitmirror.system.stackrecord import EndedSplit, StackRecord, SyncReport
-from splitmirror.units import parse_size, show_size
+from splitmirror.units import parse_size, show_size, size_setting
 
 # Node names have 31 characters at most, of which the leg's node needs four for itself.
 PROGRAMS = ("qemu-storage-daemon", "nbdfuse", "fusermount3", "setsid")  # what doctor looks for
@@ -66,6 +67,14 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     primary: str
     mirror: str
     size: str | int = 0
+
+    def __post_init__(self) -> None:
+        key = f"[mirror] size of the disk {self.name!r}"
+        if size_setting(key, self.size) % images.SECTOR_SIZE:
+            raise ConfigError(
+                f"{key} = {self.size!r} is no multiple of {images.SECTOR_SIZE} bytes",
+                hint="Take whole MiB or GiB.",
+            )
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -93,7 +102,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         paths = [self.dir, *(p for disk in self.disks for p in (disk.primary, disk.mirror))]
         if not all(Path(path).is_absolute() for path in paths):
             raise ConfigError("[mirror] has a relative path", hint="Begin each with a slash.")
-        granularity = parse_size(self.granularity)
+        size_setting("[mirror] establish_speed", self.establish_speed, least=1)
+        size_setting("[mirror] level_below", self.level_below)
+        if self.max_passes < 1:
+            raise ConfigError(
+                f"[mirror] max_passes = {self.max_passes} copies nothing", hint="Take 1 or more."
+            )
+        granularity = size_setting("[mirror] granularity", self.granularity)
         if not 4096 <= granularity <= 1 << 20 or granularity & (granularity - 1):
             raise ConfigError(
                 f"[mirror] granularity is {self.granularity}",
@@ -109,15 +124,25 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         )
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Prepared:
+    """A split that only has to be told to the daemon."""
+
+    split_id: str
+    monitor: Monitor
+    actions: list[dict[str, Any]]
+
+
 def open_mirror(settings: Settings, state_dir: Path) -> QsdMirror:
     """The mirror of these settings, connected to nothing yet."""
     return QsdMirror(settings)
 
 
 class QsdMirror:
-    """See `Mirror` and `Attachable`. The daemon survives this object and this process."""
+    """See `Mirror`, `Preparing` and `Attachable`. The daemon survives this object and this
+    process."""
 
-    features = frozenset({Feature.GROUP_SPLIT, Feature.ATTACHES})
+    features = frozenset({Feature.GROUP_SPLIT, Feature.ATTACHES, Feature.PREPARES})
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -129,6 +154,7 @@ class QsdMirror:
         self._directory = place.directory
         self._stack = Stack(place, self._disks, parse_size(settings.granularity))
         self._file = self._stack.file
+        self._prepared: _Prepared | None = None
 
     # --- what it is doing
 
@@ -225,7 +251,19 @@ class QsdMirror:
 
     # --- split
 
+    def prepare_split(self, split_id: str) -> None:
+        self._prepared = self._prepare(split_id)
+
     def split(self, split_id: str) -> None:
+        prepared, self._prepared = self._prepared, None
+        if prepared is None or prepared.split_id != split_id:
+            prepared = self._prepare(split_id)
+        if prepared is not None:
+            blockjobs.transaction(prepared.monitor, prepared.actions, grouped=True)
+
+    def _prepare(self, split_id: str) -> _Prepared | None:
+        """Everything but the split itself; None when the mirror is split so already. What changes
+        until the split makes the daemon refuse its one transaction."""
         if not _SPLIT_ID.fullmatch(split_id):
             raise MirrorError(
                 f"{split_id!r} cannot name a split",
@@ -234,14 +272,15 @@ class QsdMirror:
         record, monitor = self._stack.talk()
         parted = _parted(record, monitor)
         if parted == split_id:
-            return
+            return None
         if parted is not None:
             raise _is_split(parted)
         if not record.established:
             raise not_ready("the mirror was never synchronized since it was attached")
         self._stack.open_legs(record, monitor)
         copies = [_split_copy(disk, split_id, record.bitmap) for disk in self._disks]
-        blockjobs.transaction(monitor, [copy.action() for copy in copies], grouped=True)
+        actions = [copy.action() for copy in copies]
+        return _Prepared(split_id=split_id, monitor=monitor, actions=actions)
 
     def leg(self, split_id: str, deadline_s: float) -> Leg:
         record = self._file.read()

@@ -1,10 +1,10 @@
-"""Reading windows off the raw leg: several large reads in flight, past the page cache.
+"""Reading windows off the raw leg: many large reads in flight, past the page cache.
 
 While one window is emitted the next ones are looked at, laid out and read: one thread looks at the
-files, a few make the reads (preadv(2) lets go of the interpreter). Memory is bounded by the windows
+files and hands all reads of a window to the kernel at once. Memory is bounded by the windows
 themselves, which are used again and again. Direct I/O (open(2), O_DIRECT) keeps the leg's data from
-driving the database's out of the page cache; where a device refuses it, the pages are dropped after
-each read (posix_fadvise(2)).
+driving the database's out of the page cache; where a device refuses it, and through the mounted
+leg, a few threads make the reads and the pages are dropped after each (posix_fadvise(2)).
 """
 
 from __future__ import annotations
@@ -13,23 +13,24 @@ import errno
 import mmap
 import os
 import stat
+import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from typing import Final
+from functools import partial
+from itertools import chain
+from typing import Any, Final, NamedTuple
 
 from splitmirror.errors import LegError
 from splitmirror.model import Run
 from splitmirror.stream.leg_runs import LegRuns
 from splitmirror.stream.look import Looker, ReadCounts
-from splitmirror.stream.plan import Item
-from splitmirror.stream.windows import MAX_GAP, Draft, Read, Share, draft_windows, lay_out
+from splitmirror.stream.plan import Packed
+from splitmirror.stream.windows import MAX_GAP, Draft, Read, draft_windows, lay_out
 from splitmirror.system import blockdev
+from splitmirror.system.aio import AsyncReads, Request, address_of
 
-WINDOW: Final = 64 << 20
-# One being emitted, one being read, one being looked at.
-WINDOWS: Final = 3
 READERS: Final = 3
 # Small reads share a task: handing one over costs as much as reading 20 KiB.
 TASK_BYTES: Final = 4 << 20
@@ -71,6 +72,10 @@ class Devices:
         for fds in (self._direct, self._buffered):
             while fds:
                 os.close(fds.popitem()[1])
+
+    def direct(self, source: int) -> int | None:
+        """The descriptor for direct I/O of a run's path; None where it is refused."""
+        return self._direct.get(self._runs[source].path)
 
     def read(self, source: int, begin: int, into: list[memoryview]) -> None:
         """Fill `into` from `begin` of a run's path. Raises OSError, EOFError."""
@@ -114,101 +119,195 @@ def _behind(views: list[memoryview], done: int) -> list[memoryview]:
     return rest
 
 
-class Window:
-    """A buffer with the data of some shares, once `wait` has returned."""
+class Room:
+    """The memory of one window, and the reads into it that are in flight."""
 
-    __slots__ = ("_draft", "_positions", "buffer", "pending")
-
-    def __init__(self, draft: Draft, positions: list[int], buffer: memoryview) -> None:
+    def __init__(self, buffer: memoryview) -> None:
         self.buffer = buffer
-        self.pending: list[Future[None]] = []
-        self._draft, self._positions = draft, positions
+        self.address = address_of(buffer)
+        self.reads: AsyncReads | None = None
+        with suppress(OSError):  # not on this kernel, or too many elsewhere: threads do it
+            self.reads = AsyncReads()
 
-    @property
-    def shares(self) -> list[Share]:
-        return self._draft.shares
+
+class Planned(NamedTuple):
+    """A window that is laid out."""
+
+    draft: Draft
+    reads: list[Read]
+    positions: list[int]
+
+
+class Window:
+    """Room with the data of some shares, once `wait` has returned: that of each of the `spans` at
+    its one of the `positions`."""
+
+    __slots__ = ("_finish", "pending", "positions", "room", "shares", "spans")
+
+    def __init__(
+        self, draft: Draft, positions: list[int], room: Room, finish: Callable[[], None]
+    ) -> None:
+        self.shares, self.spans, self.positions = draft.shares, draft.spans, positions
+        self.room = room
+        self.pending: list[Future[None]] = []
+        self._finish = finish
 
     def wait(self) -> None:
         """Until all reads are done. Raises LegError for the first that failed."""
+        self._finish()
         for read in self.pending:
             read.result()
 
-    def chunks(self, share: Share) -> Iterator[memoryview]:
-        """The data of a share, in order."""
-        spans, positions, buffer = self._draft.spans, self._positions, self.buffer
-        for at in range(share.first, share.last):
-            position = positions[at]
-            yield buffer[position : position + spans[at].length]
+    def give_up(self) -> None:
+        """Until nothing is read any more, whatever became of it."""
+        for read in self.pending:
+            read.cancel()
+        wait(self.pending)
+        if self.room.reads is not None:
+            self.room.reads.finish()
 
 
 class LegReader:
-    """Reads items, a window at a time. `close` ends the threads and lets everything go.
+    """Reads items into `buffers`, a window at a time. `close` ends the threads and lets everything
+    go. Used by one thread, for one `windows`.
 
-    Used by one thread. One `windows` at a time: the buffers are the same for all.
+    `fence` is raised when a window is given back; its buffer is used again when that is passed.
     """
 
     def __init__(
-        self, runs: LegRuns, looker: Looker, counts: ReadCounts, *, window: int = WINDOW
+        self,
+        runs: LegRuns,
+        looker: Looker,
+        counts: ReadCounts,
+        buffers: Sequence[memoryview],
+        fence: Callable[[], Callable[[], None]],
     ) -> None:
         self._runs, self._looker, self._counts = runs, looker, counts
-        self._size = window
-        self._gap = _buffer(MAX_GAP)  # where the bytes between go; never looked at
-        self._buffers = [_buffer(window) for _ in range(WINDOWS)]
+        self._size, self._fence = len(buffers[0]), fence
+        self._gap = memoryview(mmap.mmap(-1, MAX_GAP))  # for the bytes between; never looked at
+        self._gap_address = address_of(self._gap)
         self._devices = Devices(runs.all)
+        self._rooms = [Room(buffer) for buffer in buffers]
         self._planner = ThreadPoolExecutor(1, thread_name_prefix="leg-look")
+        self._starter = ThreadPoolExecutor(1, thread_name_prefix="leg-start")
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="leg-read")
 
     def close(self) -> None:
         """Waits for the reads that are under way. A second call is harmless."""
         self._planner.shutdown(wait=True, cancel_futures=True)
+        self._starter.shutdown(wait=True, cancel_futures=True)
         self._readers.shutdown(wait=True, cancel_futures=True)
+        while self._rooms:
+            if (reads := self._rooms.pop().reads) is not None:
+                reads.close()
         self._devices.close()
-        self._buffers.clear()
 
-    def windows(self, items: Iterable[Item]) -> Iterator[Window]:
-        """The windows of these items; each is valid until the next is taken.
+    def windows(self, items: Iterable[Packed]) -> Iterator[Window]:
+        """The windows of these items; each is valid until the next is taken and the fence that is
+        raised then is passed.
 
         Raises LegError, naming file, device and offset, when the window is due that it belongs to.
         """
         drafts = draft_windows(self._looker.look(items), len(self._runs.all), self._size)
-        reads: deque[list[Future[None]]] = deque()
-        ahead = deque(
-            self._planner.submit(self._begin, drafts, buffer, reads) for buffer in self._buffers
-        )
+        begun: deque[Window] = deque()
+        plans = deque([self._planner.submit(self._plan, drafts)])
+
+        def begin(room: Room, passed: Callable[[], None]) -> Future[Window | None]:
+            plans.append(self._planner.submit(self._plan, drafts))
+            return self._starter.submit(self._begin, plans.popleft(), begun, room, passed)
+
+        ahead = deque(begin(room, _at_once) for room in self._rooms)
         try:
             while (window := ahead.popleft().result()) is not None:
                 window.wait()
-                reads.popleft()
+                begun.popleft()
                 yield window
-                ahead.append(self._planner.submit(self._begin, drafts, window.buffer, reads))
+                ahead.append(begin(window.room, self._fence()))
         finally:
-            for planned in ahead:
-                planned.cancel()
-            wait(ahead)
-            for pending in reads:
-                for read in pending:
-                    read.cancel()
-                wait(pending)
+            for future in chain[Future[Any]](ahead, plans):
+                future.cancel()
+            wait(chain[Future[Any]](ahead, plans))
+            for window in begun:
+                window.give_up()
 
-    def _begin(
-        self, drafts: Iterator[Draft], buffer: memoryview, reads: deque[list[Future[None]]]
-    ) -> Window | None:
-        """Look at the files of the next window and begin to read it; None behind the last."""
+    def _plan(self, drafts: Iterator[Draft]) -> Planned | None:
+        """Look at the files of the next window and lay out its reads; None behind the last."""
+        began_s = time.monotonic()
         draft = next(drafts, None)
         if draft is None:
             return None
         bounds = self._runs.bounds + [(0, look.attributes.size) for look in draft.through]
-        planned, positions = lay_out(draft.spans, bounds)
-        window = Window(draft, positions, buffer)
-        reads.append(window.pending)
-        for task in _tasks(planned):
-            window.pending.append(self._readers.submit(self._read, task, draft, buffer))
-        self._counts.reads += len(planned)
-        self._counts.bytes_read += sum(read.length for read in planned)
+        planned = Planned(draft, *lay_out(draft.spans, bounds))
+        self._counts.look_s += time.monotonic() - began_s
+        self._counts.reads += len(planned.reads)
+        self._counts.bytes_read += sum(read.length for read in planned.reads)
+        return planned
+
+    def _begin(
+        self,
+        plan: Future[Planned | None],
+        begun: deque[Window],
+        room: Room,
+        passed: Callable[[], None],
+    ) -> Window | None:
+        """Begin to read a window that is planned. Not on the planner's thread: handing over many
+        reads takes until the device has had most of them."""
+        planned = plan.result()
+        if planned is None:
+            return None
+        passed()
+        draft = planned.draft
+        direct, others = self._parted(planned.reads, draft, room)
+        window = Window(draft, planned.positions, room, partial(self._finish, direct, draft, room))
+        begun.append(window)
+        if direct:
+            self._start(direct, room)
+        for task in _tasks(others):
+            window.pending.append(self._readers.submit(self._read, task, draft, room.buffer))
         return window
 
+    def _parted(
+        self, planned: list[Read], draft: Draft, room: Room
+    ) -> tuple[list[Read], list[Read]]:
+        """Those that the kernel makes in the background, and those that threads have to make."""
+        if room.reads is None:
+            return [], planned
+        direct = [
+            source < draft.devices and self._devices.direct(source) is not None
+            for source in range(draft.devices + len(draft.through))
+        ]
+        return (
+            [read for read in planned if direct[read.source]],
+            [read for read in planned if not direct[read.source]],
+        )
+
+    def _start(self, reads: list[Read], room: Room) -> None:
+        """Hand reads to the kernel."""
+        assert room.reads is not None
+        gap, base = self._gap_address, room.address
+        fds = {source: self._devices.direct(source) for source in {read.source for read in reads}}
+        requests = [
+            Request(
+                fds[source] or 0,
+                begin,
+                length,
+                [(gap if position is None else base + position, size) for position, size in places],
+            )
+            for source, begin, length, places in reads
+        ]
+        room.reads.start(requests)
+
+    def _finish(self, reads: list[Read], draft: Draft, room: Room) -> None:
+        """Wait for the reads of a window. What the kernel could not do that way is done again
+        plainly: it knows a device's alignment, and finds the error's name."""
+        if room.reads is None:
+            return
+        failed = room.reads.finish()
+        if failed:
+            self._read([reads[failure.at] for failure in failed], draft, room.buffer)
+
     def _read(self, task: Sequence[Read], draft: Draft, buffer: memoryview) -> None:
-        """Some reads of a window, on a reader's thread."""
+        """Some reads of a window, one after another."""
         for read in task:
             try:
                 self._read_one(read, draft, buffer)
@@ -237,9 +336,9 @@ class LegReader:
         end = read.begin + read.length
         name = next(
             (
-                share.look.name
-                for share in draft.shares
-                for span in draft.spans[share.first : share.last]
+                name
+                for name, spans in draft.named_spans()
+                for span in spans
                 if span.source == read.source and read.begin < span.address + span.length
                 if span.address < end
             ),
@@ -257,12 +356,8 @@ class LegReader:
         )
 
 
-def _buffer(size: int) -> memoryview:
-    """Memory at a page's beginning, as direct I/O needs it; given back with the last view of it."""
-    memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # a kernel without huge pages; with them direct I/O has less to do
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return memoryview(memory)
+def _at_once() -> None:
+    """The fence of a buffer that was not used yet."""
 
 
 def _tasks(reads: Sequence[Read]) -> Iterator[list[Read]]:

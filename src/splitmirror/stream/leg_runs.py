@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from splitmirror.model import Leg, Run
@@ -21,9 +22,9 @@ class LegRuns:
 
     def __init__(self, leg: Leg) -> None:
         self.all: list[Run] = []
-        self._volumes: dict[str, tuple[int, list[int], int]] = {}
+        self._volumes: dict[str, tuple[int, Sequence[int], int]] = {}
         for volume, runs in leg.volumes.items():
-            begins, end = [], 0
+            begins, end = list[int](), 0
             for run in runs:
                 begins.append(end)
                 end += run.length
@@ -34,6 +35,15 @@ class LegRuns:
     def bounds(self) -> list[tuple[int, int]]:
         """Where each source begins and ends on its path."""
         return [(run.offset, run.offset + run.length) for run in self.all]
+
+    def in_one_piece(self, volume: str, offset: int) -> tuple[int, int, int] | None:
+        """For a volume that lies in one run: its source, the address of its byte `offset`, and
+        that of its end. None for one that is scattered, or not there."""
+        first, begins, _ = self._volumes.get(volume, (0, (), 0))
+        if len(begins) != 1:
+            return None
+        run = self.all[first]
+        return first, run.offset + offset, run.offset + run.length
 
     def spans(self, volume: str, address: int, length: int) -> list[Span]:
         """Leg.locate, quick enough for every extent. Raises ValueError beyond the volume's end."""

@@ -2,8 +2,9 @@
 
 A map is good only if the leg agrees with it (docs/adr/0005). So each file is opened in the mounted
 leg, and its attributes, extended attributes, size and extents are taken from there; where map or
-size differ from the plan, that is counted. Where the leg cannot be mounted the table is believed:
-it was then checked on the frozen primary.
+size differ from the plan, that is counted. A table that was taken from this leg (`of_leg`) is what
+the leg says already, and no file of it is looked at twice. Where the leg cannot be mounted the
+table is believed: it was then checked on the frozen primary.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import islice
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from splitmirror.errors import LegError
 from splitmirror.extents.scan import map_file
@@ -27,12 +28,14 @@ from splitmirror.model import (
     Tree,
 )
 from splitmirror.stream.leg_runs import LegRuns, Span
-from splitmirror.stream.plan import Item
+from splitmirror.stream.plan import Item, Items, Packed
 from splitmirror.system import xattrs as system_xattrs
 from splitmirror.system.fiemap import data_ranges
 
 # Files are looked at in the order of their inodes, this many at a time, for inodes lie in tables.
 BATCH = 512
+# Up to this size a file is handled as an ordinary small one: copied once, never cut.
+SMALL = 128 << 10
 
 Ranges = tuple[tuple[int, int], ...]
 
@@ -61,12 +64,23 @@ class TreeOpener(Protocol):
 class ReadCounts:
     """What reading came to. `renewed`: files whose map or size on the leg was not the plan's.
     `bytes_read` counts gaps and whole blocks, so it is more than what was stored. `through`: files
-    read through the mounted leg."""
+    read through the mounted leg. `look_s`: looking at files and laying out windows; `waited_s`:
+    what whoever takes the windows waited for them."""
 
     renewed: int = 0
     through: int = 0
     reads: int = 0
     bytes_read: int = 0
+    look_s: float = 0.0
+    waited_s: float = 0.0
+
+    def take(self, other: ReadCounts, waited_s: float) -> None:
+        """Stand where `other` stands, which counts in another process, but for the waiting: that is
+        done here."""
+        waited_s += self.waited_s
+        for each in fields(other):
+            setattr(self, each.name, getattr(other, each.name))
+        self.waited_s = waited_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +95,19 @@ class Look:
     ranges: Ranges = ()
     spans: Sequence[Span] = ()
     through: bool = False
+
+
+class PlainLook(NamedTuple):
+    """An ordinary file that is ready to be read (see PlainFile); `span` None: it is empty."""
+
+    name: bytes
+    mode: int
+    uid: int
+    gid: int
+    mtime_ns: int
+    xattrs: Xattrs
+    size: int
+    span: Span | None
 
 
 class Looker:
@@ -98,22 +125,57 @@ class Looker:
         self._table, self._trees, self._runs = table, trees, runs
         self._view, self._counts = view, counts
         self._roots: dict[int, int] = {}
+        self._believes = view is None or table.of_leg
+        self._bases = [self._base(tree) for tree in trees]
+
+    def open_trees(self) -> list[int]:
+        """Open all trees now rather than when they are needed: their descriptors, still ours."""
+        return [] if self._view is None else [self._root(tree) for tree in range(len(self._trees))]
 
     def close(self) -> None:
         """Close the trees. A second call is harmless."""
         while self._roots:
             os.close(self._roots.popitem()[1])
 
-    def look(self, items: Iterable[Item]) -> Iterator[Look]:
+    def look(self, items: Iterable[Packed]) -> Iterator[Look | PlainLook]:
         """Each item in turn. Raises LegError, by name, for what the leg does not have."""
-        remaining = iter(items)
-        row = self._table.row
+        return self._known(items) if self._believes else self._seen(items)
+
+    def _known(self, items: Iterable[Packed]) -> Iterator[Look | PlainLook]:
+        """As the table has them. The inner loop of a set of small files."""
+        names, plain, bases = self._table.names, self._table.plain, self._bases
+        for values in items:
+            entry = values[0]
+            if Items.is_plain(values) and (row := plain(entry)) is not None:
+                tree, mode, uid, gid, mtime_ns, xattrs, size, physical = row
+                if not size:
+                    yield PlainLook(names[entry], mode, uid, gid, mtime_ns, xattrs, 0, None)
+                    continue
+                if size <= SMALL and (base := bases[tree]) is not None:
+                    source, begin, end = base
+                    if begin + physical + size > end:
+                        raise _beyond(names[entry], f"{size} bytes at {physical}")
+                    span = Span(source, begin + physical, size)
+                    yield PlainLook(names[entry], mode, uid, gid, mtime_ns, xattrs, size, span)
+                    continue
+            yield self._look(Items.item(values))
+
+    def _seen(self, items: Iterable[Packed]) -> Iterator[Look | PlainLook]:
+        """As the leg has them."""
+        remaining = map(Items.item, items)
+        seen = self._table.seen
         while batch := list(islice(remaining, BATCH)):
-            looks: dict[int, Look] = {}
-            for at in sorted(range(len(batch)), key=lambda at: row(batch[at].entry).ino):
+            looks: dict[int, Look | PlainLook] = {}
+            for at in sorted(range(len(batch)), key=lambda at: seen(batch[at].entry)[3]):
                 looks[at] = self._look(batch[at])
             for at in range(len(batch)):
                 yield looks.pop(at)
+
+    def _base(self, tree: Tree) -> tuple[int, int, int] | None:
+        """Where a tree's filesystem lies on the leg in one piece: the source, the address of its
+        beginning, and that of the volume's end; None: it does not."""
+        filesystem = tree.filesystem
+        return self._runs.in_one_piece(filesystem.volume, filesystem.offset)
 
     def open(self, look: Look) -> int:
         """The file itself in the mounted leg, for what is read through it."""
@@ -122,22 +184,22 @@ class Looker:
 
     # --- one file
 
-    def _look(self, item: Item) -> Look:
+    def _look(self, item: Item) -> Look | PlainLook:
         name, row = self._table.names[item.entry], self._table.row(item.entry)
         kind = _KIND_OF[row.kind]
         if kind is Kind.FILE or kind is Kind.HARDLINK:
             if item.link is not None and not item.stored:
                 return self._link(item, name, row.tree, self._table.names[item.link])
-            if self._view is None:
+            if self._believes:
                 return self._believed(item, name, row.tree)
             return self._file(item, name, row)
-        if self._view is None:
+        if self._believes:
             return Look(item, name, self._table[item.entry].attributes)
         return Look(item, name, self._attributes_of(name, row.tree, kind))
 
     def _link(self, item: Item, name: bytes, tree: int, target: bytes) -> Look:
         """A hard link to a member that has its data."""
-        if self._view is None:
+        if self._believes:
             attributes = self._table[item.entry].attributes
         else:
             attributes = self._attributes_of(name, tree, Kind.FILE)
@@ -145,10 +207,16 @@ class Looker:
         return Look(item, name, linked)
 
     def _believed(self, item: Item, name: bytes, tree: int) -> Look:
-        """A file whose data are to be read, where there is only the table to say where."""
+        """A file whose data are to be read, by what the table says of it."""
         entry = self._table[self._planned(item.entry)]
         attributes = replace(entry.attributes, kind=Kind.FILE, link=self._repeated(item))
         look = self._by_extents(item, name, attributes, entry.extents, tree)
+        if look is None and self._view is not None:
+            fd = self._open(name, tree)
+            try:
+                return self._through(fd, item, name, attributes)
+            finally:
+                os.close(fd)
         if look is None:
             raise LegError(
                 f"{os.fsdecode(name)} cannot be read by extents, and the leg is not mounted",
@@ -157,20 +225,60 @@ class Looker:
             )
         return look
 
-    def _file(self, item: Item, name: bytes, row: Row) -> Look:
+    def _file(self, item: Item, name: bytes, row: Row) -> Look | PlainLook:
         """A file whose data are to be read."""
         fd = self._open(name, row.tree)
         try:
             found = system_xattrs.of(fd)
-            attributes = _attributes(name, os.fstat(fd), Kind.FILE, self._repeated(item), found)
-            extents = map_file(fd, attributes.size, self._trees[row.tree].filesystem)
-            self._compare(item, row, attributes.size, extents)
+            status = os.fstat(fd)
+            extents = map_file(fd, status.st_size, self._trees[row.tree].filesystem)
+            self._compare(item, row, status.st_size, extents)
+            if plain := self._plain(item, name, row.tree, status, found, extents):
+                return plain
+            attributes = _attributes(name, status, Kind.FILE, self._repeated(item), found)
             look = self._by_extents(item, name, attributes, extents, row.tree)
             return look or self._through(fd, item, name, attributes)
         except OSError as error:
             raise _cannot_look(name, error) from error
         finally:
             os.close(fd)
+
+    def _plain(
+        self,
+        item: Item,
+        name: bytes,
+        tree: int,
+        status: os.stat_result,
+        found: Xattrs,
+        extents: ExtentMap,
+    ) -> PlainLook | None:
+        """The file as an ordinary one; None when it is not."""
+        size = status.st_size
+        regular = stat.S_ISREG(status.st_mode)
+        if item.piece is not None or item.link is not None or not regular or size > SMALL:
+            return None
+        span = None
+        if size:
+            base = self._bases[tree]
+            if len(extents) != 1 or base is None:
+                return None
+            ((logical, physical, length, flags),) = ExtentMap.RECORD.iter_unpack(extents.packed)
+            source, begin, end = base
+            if logical or length != size or flags & (_NOT_PLAIN | _UNWRITTEN):
+                return None
+            if begin + physical + size > end:
+                raise _beyond(name, f"{size} bytes at {physical}")
+            span = Span(source, begin + physical, size)
+        return PlainLook(
+            name=name,
+            mode=stat.S_IMODE(status.st_mode),
+            uid=status.st_uid,
+            gid=status.st_gid,
+            mtime_ns=status.st_mtime_ns,
+            xattrs=found,
+            size=size,
+            span=span,
+        )
 
     def _compare(self, item: Item, row: Row, size: int, extents: ExtentMap) -> None:
         """Count what the plan has otherwise; a file in pieces once."""
@@ -206,11 +314,7 @@ class Looker:
                 at = filesystem.offset + physical
                 spans += self._runs.spans(filesystem.volume, at, length)
         except (ValueError, KeyError) as error:
-            raise LegError(
-                f"{os.fsdecode(name)} lies beyond the leg: {error}",
-                hint="The leg is smaller than the filesystem: synchronize the mirror anew.",
-                name=name,
-            ) from error
+            raise _beyond(name, str(error)) from error
         ranges = _within([(logical, length) for logical, _, length in data], begin, end)
         return Look(item, name, attributes, end - begin, ranges, spans)
 
@@ -252,6 +356,14 @@ class Looker:
             assert self._view is not None
             root = self._roots[tree] = self._view.open_tree(self._trees[tree])
         return root
+
+
+def _beyond(name: bytes, why: str) -> LegError:
+    return LegError(
+        f"{os.fsdecode(name)} lies beyond the leg: {why}",
+        hint="The leg is smaller than the filesystem: synchronize the mirror anew.",
+        name=name,
+    )
 
 
 def _cannot_look(name: bytes, error: OSError) -> LegError:

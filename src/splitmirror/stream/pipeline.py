@@ -1,16 +1,20 @@
 """Members with their bytes, ready for a part: from the leg, and the few files beside it.
 
 with LegSource(leg, trees, view, table) as source:
-    for member in source.members(part):
-        writer.write(member)
+    for part, stretches in source.parts(plan.parts):
+        for stretch in stretches:
+            if isinstance(stretch, Member):
+                writer.add(stretch)
+            else:
+                writer.add_plain(stretch)
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Final
@@ -18,16 +22,24 @@ from typing import Final
 from splitmirror.errors import DatabaseError
 from splitmirror.extents.table import FileTable
 from splitmirror.model import Attributes, Kind, Leg, Origin, Tree
-from splitmirror.stream.leg_reader import WINDOW, LegReader, Window
+from splitmirror.stream.behind import Then, at_once
+from splitmirror.stream.leg_reader import LegReader
 from splitmirror.stream.leg_runs import LegRuns
 from splitmirror.stream.look import Looker, ReadCounts, TreeOpener
-from splitmirror.stream.member import Member
+from splitmirror.stream.member import Member, PlainFile
 from splitmirror.stream.plan import Part
-from splitmirror.stream.windows import Share
+from splitmirror.stream.reader_process import Filled, FilledWindow, PlainShare, ReaderProcess
 from splitmirror.system import xattrs
 from splitmirror.system.fiemap import data_ranges
 
+WINDOW: Final = 64 << 20
+WINDOWS: Final = 3  # one being emitted, one being read, one being looked at
 _COPY: Final = 1 << 20  # bytes of a copied file read at once
+PLAIN: Final = 512  # ordinary files in one stretch: so often is progress told
+
+Stretch = Member | list[PlainFile]
+
+_TOO_LATE: Final = "a member's chunks were asked for after the next member"
 
 NO_TITLES: Final[Mapping[bytes, str]] = MappingProxyType({})
 
@@ -37,8 +49,7 @@ class LegSource:
 
     `view` is the mounted leg; None where it cannot be mounted: then the table's attributes and maps
     are believed. `titles`: the database's own names, by member name. Leaving the `with` ends the
-    threads and closes every descriptor, whatever happened; the view stays the caller's.
-    Raises LegError when the leg cannot be opened.
+    reader's process and closes every descriptor, whatever happened; the view stays the caller's.
     """
 
     def __init__(
@@ -52,11 +63,11 @@ class LegSource:
         window: int = WINDOW,
     ) -> None:
         self.counts = ReadCounts()
-        self._titles = titles
-        runs = LegRuns(leg)
-        self._looker = Looker(table, trees, runs, view, self.counts)
-        self._reader = LegReader(runs, self._looker, self.counts, window=window)
-        self._reading: Generator[Member, None, None] | None = None
+        self._titles, self._window = titles, window
+        self._runs = LegRuns(leg)
+        self._looker = Looker(table, trees, self._runs, view, self.counts)
+        self._process: ReaderProcess | None = None
+        self._given: PlainFile | None = None
 
     def __enter__(self) -> LegSource:
         return self
@@ -71,32 +82,80 @@ class LegSource:
 
     def close(self) -> None:
         """A second call is harmless."""
-        self._stop()
-        self._reader.close()
+        self.stop()
         self._looker.close()
 
-    def members(self, part: Part) -> Iterator[Member]:
-        """The members of a part, in its order. One part at a time: another call ends the reading of
-        the one before. The same part can be read again.
+    def parts(
+        self, parts: Sequence[Part], then: Then = at_once
+    ) -> Iterator[tuple[Part, Iterator[Stretch]]]:
+        """Each part with its members, in order; ordinary small files that follow one another in
+        one stretch. The next part is read ahead before the one before it was taken; what was not
+        taken of a part is passed over. `then`: see stream.behind.
 
-        Raises LegError, naming what cannot be read: what came before it is good.
+        Reading begins at once. One at a time: another call ends the one before. Raises LegError,
+        naming what cannot be read: what came before it is good.
         """
-        self._stop()
-        self._reading = self._members(part)
-        return self._reading
+        self.stop()
+        self._process = ReaderProcess(
+            self._open_reader,
+            chain.from_iterable(part.items.records() for part in parts),
+            self.counts,
+            windows=WINDOWS,
+            size=self._window,
+            kept=self._looker.open_trees(),
+        )
+        return self._parts(parts, _Cursor(self._process.windows(then)))
 
-    def _stop(self) -> None:
-        if self._reading is not None:
-            self._reading.close()
-            self._reading = None
+    def members(self, part: Part) -> Iterator[Member]:
+        """The members of one part, each by itself. As `parts`."""
+        for _, stretches in self.parts([part]):
+            for stretch in stretches:
+                if isinstance(stretch, Member):
+                    yield stretch
+                    continue
+                for self._given in stretch:
+                    yield _as_member(self._given, self._chunk(self._given))
+                self._given = None
 
-    def _members(self, part: Part) -> Generator[Member, None, None]:
-        with closing(_Cursor(self._reader.windows(part.items))) as cursor:
-            while (share := cursor.next()) is not None:
-                if share.begins:  # else the rest of a member whose chunks were not taken
-                    yield self._member(share, cursor)
+    def _chunk(self, file: PlainFile) -> Iterator[memoryview]:
+        """The data of an ordinary file, as long as it is the one that was given last."""
+        if self._given is not file:
+            raise RuntimeError(_TOO_LATE)
+        if file.data:
+            yield file.data
 
-    def _member(self, share: Share, cursor: _Cursor) -> Member:
+    def stop(self) -> None:
+        """End the reading that is under way. None is: harmless."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.close()
+
+    def _open_reader(
+        self, buffers: Sequence[memoryview], fence: Callable[[], Callable[[], None]]
+    ) -> LegReader:
+        return LegReader(self._runs, self._looker, self.counts, buffers, fence)
+
+    def _parts(
+        self, parts: Sequence[Part], cursor: _Cursor
+    ) -> Iterator[tuple[Part, Iterator[Stretch]]]:
+        for part in parts:
+            stretches = self._stretches(cursor, len(part.items))
+            yield part, stretches
+            for _ in stretches:
+                pass
+
+    def _stretches(self, cursor: _Cursor, left: int) -> Iterator[Stretch]:
+        """The next `left` members."""
+        while left and (share := cursor.next()) is not None:
+            if not isinstance(share, Filled):
+                files = cursor.plain_files(min(left, PLAIN), self._titles)
+                left -= len(files)
+                yield files
+            elif share.begins:  # else the rest of a member whose chunks were not taken
+                left -= 1
+                yield self._member(share, cursor)
+
+    def _member(self, share: Filled, cursor: _Cursor) -> Member:
         look = share.look
         return Member(
             name=look.name,
@@ -112,75 +171,115 @@ class LegSource:
 class _Cursor:
     """Goes through the shares of window after window."""
 
-    def __init__(self, windows: Iterator[Window]) -> None:
+    def __init__(self, windows: Iterator[FilledWindow]) -> None:
         self._windows = windows
-        self._window: Window | None = None
-        self._shares: Iterator[Share] = iter(())
-        self._current: Share | None = None
+        self._buffer = memoryview(b"")
+        self._shares: Sequence[PlainShare | Filled] = ()
+        self._at = 0  # of the shares, the one that is next
+        self._current: PlainShare | Filled | None = None
 
-    def close(self) -> None:
-        self._current = None
-        if isinstance(self._windows, Generator):
-            self._windows.close()
-
-    def next(self) -> Share | None:
+    def next(self) -> PlainShare | Filled | None:
         """The next share, of the next window where this one has no more; None behind the last."""
-        while (share := next(self._shares, None)) is None:
-            self._current = None  # its window is given back
-            self._window = next(self._windows, None)
-            if self._window is None:
+        while self._at == len(self._shares):
+            self._current, self._shares, self._at = None, (), 0
+            window = next(self._windows, None)  # the one before is given back
+            if window is None:
                 return None
-            self._shares = iter(self._window.shares)
-        self._current = share
+            self._buffer, self._shares = window
+        self._current = share = self._shares[self._at]
+        self._at += 1
         return share
 
-    def chunks(self, share: Share | None) -> Iterator[memoryview]:
+    def plain_files(self, most: int, titles: Mapping[bytes, str]) -> list[PlainFile]:
+        """The ordinary file that `next` gave, and those that follow it in its window."""
+        begin, buffer, files = self._at - 1, self._buffer, list[PlainFile]()
+        for share in islice(self._shares, begin, begin + most):
+            if isinstance(share, Filled):
+                break
+            name, mode, uid, gid, mtime_ns, xattrs, size, position = share
+            data = buffer[position : position + size]
+            title = titles.get(name, "")
+            files.append(PlainFile(name, mode, uid, gid, mtime_ns, xattrs, title, data))
+        self._at = begin + len(files)
+        self._current = None
+        return files
+
+    def chunks(self, share: Filled | None) -> Iterator[memoryview]:
         """The data of a member from its first share on, through all windows that it reaches."""
         while share is not None:
-            if self._current is not share or self._window is None:
-                raise RuntimeError("a member's chunks were asked for after the next member")
-            yield from self._window.chunks(share)
+            for position, length in share.places:
+                if self._current is not share:
+                    raise RuntimeError(_TOO_LATE)
+                yield self._buffer[position : position + length]
             if share.ends:
                 return
             if self._current is not share:
-                raise RuntimeError("a member's chunks were asked for after the next member")
-            share = self.next()
+                raise RuntimeError(_TOO_LATE)
+            after = self.next()
+            share = after if isinstance(after, Filled) else None
+
+
+def _as_member(file: PlainFile, chunks: Iterator[memoryview]) -> Member:
+    size = len(file.data)
+    attributes = Attributes(
+        kind=Kind.FILE,
+        mode=file.mode,
+        uid=file.uid,
+        gid=file.gid,
+        size=size,
+        mtime_ns=file.mtime_ns,
+        xattrs=file.xattrs,
+    )
+    return Member(
+        name=file.name,
+        attributes=attributes,
+        size=size,
+        ranges=((0, size),) if size else (),
+        chunks=chunks,
+        title=file.title,
+    )
+
+
+_COPIED_KINDS = {stat.S_IFREG: Kind.FILE, stat.S_IFDIR: Kind.DIRECTORY}
 
 
 def file_member(name: bytes, path: Path, origin: Origin, *, title: str = "") -> Member:
     """A file that is not on the leg, as a member: a configuration file, a redo log that was copied,
-    what the server made. Symbolic links are followed. Its size is the one it has now: what it grows
-    by is left out, and when its chunks are taken DatabaseError is raised if it became shorter.
+    what the server made; or a directory, without what is in it. Symbolic links are followed. Its
+    size is the one it has now: what it grows by is left out, and when its chunks are taken
+    DatabaseError is raised if it became shorter.
 
-    Raises DatabaseError when it cannot be read or is no regular file.
+    Raises DatabaseError when it cannot be read or is something else.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode):
+            kind = _COPIED_KINDS.get(stat.S_IFMT(status.st_mode))
+            if kind is None:
                 raise DatabaseError(
                     f"{path} is no regular file", hint="Leave it out of the set.", path=path
                 )
-            ranges = tuple(data_ranges(fd, status.st_size))
+            size = status.st_size if kind is Kind.FILE else 0
+            ranges = tuple(data_ranges(fd, size))
             found = xattrs.of(fd)
         finally:
             os.close(fd)
     except OSError as error:
         raise _cannot_copy(path, error.strerror or str(error)) from error
     attributes = Attributes(
-        kind=Kind.FILE,
+        kind=kind,
         mode=stat.S_IMODE(status.st_mode),
         uid=status.st_uid,
         gid=status.st_gid,
-        size=status.st_size,
+        size=size,
         mtime_ns=status.st_mtime_ns,
         xattrs=found,
     )
     return Member(
         name=name,
         attributes=attributes,
-        size=status.st_size,
+        size=size,
         ranges=ranges,
         chunks=_copied(path, ranges),
         origin=origin,
@@ -189,17 +288,16 @@ def file_member(name: bytes, path: Path, origin: Origin, *, title: str = "") -> 
 
 
 def _copied(path: Path, ranges: Sequence[tuple[int, int]]) -> Iterator[memoryview]:
-    buffer = memoryview(bytearray(_COPY))
     try:
         with path.open("rb", buffering=0) as file:
             for offset, length in ranges:
                 end = offset + length
                 while offset < end:
-                    got = os.preadv(file.fileno(), [buffer[: min(_COPY, end - offset)]], offset)
-                    if not got:
+                    chunk = os.pread(file.fileno(), min(_COPY, end - offset), offset)
+                    if not chunk:
                         raise _cannot_copy(path, "it became shorter meanwhile")
-                    yield buffer[:got]
-                    offset += got
+                    yield memoryview(chunk)
+                    offset += len(chunk)
     except OSError as error:
         raise _cannot_copy(path, error.strerror or str(error)) from error
 

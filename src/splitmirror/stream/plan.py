@@ -25,7 +25,7 @@ from splitmirror.errors import JournalDamaged
 from splitmirror.extents.table import FileTable
 from splitmirror.model import Kind
 from splitmirror.stream.member import Piece
-from splitmirror.stream.room import StoredFile, header_room
+from splitmirror.stream.room import StoredFile, data_room, header_room
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -35,9 +35,14 @@ CUT = 1 << 20
 # Below this a part could not even hold the header and one block of a file.
 SMALLEST_PART = 16 << 10
 
+_FILE = ord(Kind.FILE)
 _NONE = 0xFFFFFFFF
 _MAGIC = b"splitmirror plan 1\n"
 _HINT = "The run cannot be resumed: let `splitmirror recover` throw it away and back up anew."
+
+
+Packed = tuple[int, int, int, int, int, int, bool]
+"""An Item as it is kept: entry, offset, length, the piece's number and count, link, stored."""
 
 
 class Item(NamedTuple):
@@ -69,6 +74,11 @@ class Items(Sequence[Item]):
         return cls(b"".join(map(cls._pack, items)))
 
     @classmethod
+    def whole_file(cls, entry: int, size: int) -> bytes:
+        """An Item that is all of a file without a link, packed."""
+        return cls.RECORD.pack(entry, 0, size, 0, 0, _NONE, True)
+
+    @classmethod
     def _pack(cls, item: Item) -> bytes:
         number, count = (item.piece.number, item.piece.count) if item.piece else (0, 0)
         link = _NONE if item.link is None else item.link
@@ -76,8 +86,17 @@ class Items(Sequence[Item]):
             item.entry, item.offset, item.length, number, count, link, item.stored
         )
 
+    def records(self) -> Iterator[Packed]:
+        """The items unpacked but not made: `item` makes one, for those that need it."""
+        return self.RECORD.iter_unpack(self.packed)
+
     @staticmethod
-    def _item(values: tuple[int, int, int, int, int, int, bool]) -> Item:
+    def is_plain(values: Packed) -> bool:
+        """Whether it is a whole file's, without a link."""
+        return values[5] == _NONE and not values[3]
+
+    @staticmethod
+    def item(values: Packed) -> Item:
         entry, offset, length, number, count, link, stored = values
         piece = Piece(number=number, count=count, offset=offset) if number else None
         return Item(entry, offset, length, piece, None if link == _NONE else link, stored)
@@ -86,14 +105,12 @@ class Items(Sequence[Item]):
         return len(self.packed) // self.RECORD.size
 
     def __iter__(self) -> Iterator[Item]:
-        return map(self._item, self.RECORD.iter_unpack(self.packed))
+        return map(self.item, self.RECORD.iter_unpack(self.packed))
 
     def __getitem__(self, index: int) -> Item:  # type: ignore[override]  # no slices
         if not -len(self) <= index < len(self):
             raise IndexError(index)
-        return self._item(
-            self.RECORD.unpack_from(self.packed, index % len(self) * self.RECORD.size)
-        )
+        return self.item(self.RECORD.unpack_from(self.packed, index % len(self) * self.RECORD.size))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,7 +232,7 @@ class _Filling:
         self._table = table
         self._size = part_size
         self._step = min(CUT, 1 << max((part_size // 4).bit_length() - 1, 12))
-        self._items: list[Item] = []
+        self._items = bytearray()
         self._left = part_size
         self._stored = 0
         self._first: dict[int, int] = {}  # a file with several names: the first that was placed
@@ -223,6 +240,9 @@ class _Filling:
 
     def add(self, index: int) -> None:
         row, name = self._table.row(index), self._table.names[index]
+        if row.kind == _FILE and row.nlink == 1 and row.extents_count < 2:
+            self._add_simple(index, row.size, name)
+            return
         kind = Kind(chr(row.kind))
         if kind is Kind.HARDLINK:
             self._add_name(index, self._target(index), name)
@@ -232,6 +252,19 @@ class _Filling:
             self._add_data(index, StoredFile(self._table, index, name), None)
         else:
             self._put(Item(index, 0, 0), header_room(name + self._table.link(index)), 0)
+
+    def _add_simple(self, index: int, size: int, name: bytes) -> None:
+        """A file with one name whose data, if any, lie in one extent: nearly all are such."""
+        stored = self._table.stored(index)
+        room = header_room(name) + data_room(size, stored, bool(stored))
+        if room > self._size:
+            self._add_data(index, StoredFile(self._table, index, name), None)
+            return
+        if room > self._left:
+            self.close_part()
+        self._items += Items.whole_file(index, size)
+        self._left -= room
+        self._stored += stored
 
     def _target(self, index: int) -> int:
         target = self._table.link(index)
@@ -285,14 +318,14 @@ class _Filling:
     def _put(self, item: Item, room: int, stored: int) -> None:
         if room > self._left:
             self.close_part()
-        self._items.append(item)
+        self._items += Items.of((item,)).packed
         self._left -= room
         self._stored += stored
 
     def close_part(self) -> None:
         """The next item begins a new part. Nothing in it yet: harmless."""
         if self._items:
-            number, items = len(self.parts) + 1, Items.of(self._items)
+            number, items = len(self.parts) + 1, Items(bytes(self._items))
             self.parts.append(Part(number=number, items=items, stored=self._stored))
-        self._items, self._left, self._stored = [], self._size, 0
+        self._items, self._left, self._stored = bytearray(), self._size, 0
         self._whole.clear()

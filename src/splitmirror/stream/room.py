@@ -42,10 +42,8 @@ class StoredFile:
     def room(self, begin: int, end: int) -> int:
         """What a member of this stretch takes in a part, at most. Grows with `end`."""
         first = max(bisect_right(self._starts, begin) - 1, 0)
-        ranges = bisect_left(self._starts, end) - first + 1  # and the one that ends the map
-        sparse = ranges > 2 or self.bytes(begin, end) < end - begin
-        padded = _padded(self.bytes(begin, end))
-        return self._header + padded + (_padded(RANGE_ROOM * ranges + 512) if sparse else 0)
+        ranges = bisect_left(self._starts, end) - first
+        return self._header + data_room(end - begin, self.bytes(begin, end), ranges)
 
     def cut(self, begin: int, room: int, step: int) -> int:
         """The furthest multiple of `step` (or the file's end) up to which it fits into `room`;
@@ -56,6 +54,13 @@ class StoredFile:
         steps = range(first, last + 1)
         fitting = bisect_right(steps, room, key=lambda k: self.room(begin, k * step))
         return steps[fitting - 1] * step if fitting else begin
+
+
+def data_room(length: int, stored: int, ranges: int) -> int:
+    """What `length` bytes of a file take, of which `stored` are kept, in so many ranges."""
+    if ranges < 2 and stored == length:
+        return _padded(stored)
+    return _padded(stored) + _padded(RANGE_ROOM * (ranges + 1) + 512)  # and one that ends the map
 
 
 def header_room(names: bytes) -> int:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from splitmirror.stream.leg_runs import Span
-from splitmirror.stream.look import Look
+from splitmirror.stream.look import Look, PlainLook
 
 # Direct I/O asks for the logical block size of the device, of which 4 KiB is the largest in use.
 BLOCK = 4096
@@ -33,7 +33,8 @@ MAX_SHARES = 8192
 
 class Share(NamedTuple):
     """What of a member lies in one window: spans `first` up to `last`. A member that does not end
-    goes on at the beginning of the next window."""
+    goes on at the beginning of the next window. Of an ordinary file its PlainLook is the share: it
+    lies in one window, and in one span, the one behind those of the share before it."""
 
     look: Look
     begins: bool
@@ -65,9 +66,17 @@ class Draft:
 
     devices: int
     left: int
-    shares: list[Share] = field(default_factory=list)
+    shares: list[Share | PlainLook] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
     through: list[Look] = field(default_factory=list)
+
+    def named_spans(self) -> Iterator[tuple[bytes, Sequence[Span]]]:
+        """Whose spans they are, in order."""
+        for share in self.shares:
+            if isinstance(share, Share):
+                yield share.look.name, self.spans[share.first : share.last]
+            elif share.span is not None:
+                yield share.name, (share.span,)
 
     def take(self, look: Look, spans: Sequence[Span], *, begins: bool) -> Sequence[Span]:
         """Add as much of the spans as there is room for; what is left of them."""
@@ -88,6 +97,22 @@ class Draft:
         self.shares.append(Share(look, begins, not rest, first, len(self.spans)))
         return rest
 
+    @property
+    def full(self) -> bool:
+        return len(self.shares) >= MAX_SHARES
+
+    def take_plain(self, look: PlainLook) -> bool:
+        """Add an ordinary file; False: there is no room for it."""
+        if look.span is not None:
+            _, address, length = look.span
+            room = (address % BLOCK + length + BLOCK - 1) & -BLOCK
+            if room > self.left:
+                return False
+            self.left -= room
+            self.spans.append(look.span)
+        self.shares.append(look)
+        return True
+
     def _cut(self, span: Span, rest: Sequence[Span]) -> Sequence[Span]:
         """Take the beginning of a span that does not fit as a whole."""
         end = (span.address + self.left) // BLOCK * BLOCK - BLOCK
@@ -105,18 +130,24 @@ def _room(span: Span) -> int:
     return -(-(span.address + span.length - begin) // BLOCK) * BLOCK
 
 
-def draft_windows(looks: Iterable[Look], devices: int, room: int) -> Iterator[Draft]:
+def draft_windows(looks: Iterable[Look | PlainLook], devices: int, room: int) -> Iterator[Draft]:
     """Cut the files, in the order given, into windows of at most `room` bytes of buffer."""
     if room < 2 * MIN_CUT:
         raise ValueError(f"a window of {room} bytes is too small, {2 * MIN_CUT} is the least")
     draft = Draft(devices, room)
     for look in looks:
+        if isinstance(look, PlainLook):
+            if draft.full or not draft.take_plain(look):
+                yield draft
+                draft = Draft(devices, room)
+                draft.take_plain(look)
+            continue
         rest = draft.take(look, look.spans, begins=True)
         while rest:
             yield draft
             draft = Draft(devices, room)
             rest = draft.take(look, rest, begins=False)
-        if len(draft.shares) >= MAX_SHARES:
+        if draft.full:
             yield draft
             draft = Draft(devices, room)
     if draft.shares:
@@ -134,21 +165,26 @@ def lay_out(
     reads: list[Read] = []
     positions = [0] * len(spans)
     used = 0  # of the buffer
-    source = begin = end = position = -1  # the stretch of blocks that is growing
-    for at in sorted(range(len(spans)), key=spans.__getitem__):
-        span = spans[at]
-        lower, upper = bounds[span.source]
-        span_begin = max(span.address // BLOCK * BLOCK, lower)
-        span_end = min(-(-(span.address + span.length) // BLOCK) * BLOCK, upper)
-        if span.source != source or span_begin > end:
+    source = begin = end = position = lower = upper = -1  # the stretch of blocks that is growing
+    keys = [span_source << 64 | address for span_source, address, _ in spans]
+    for at in sorted(range(len(spans)), key=keys.__getitem__):
+        span_source, address, length = spans[at]
+        if span_source != source:
             if end > begin:
                 _add(reads, source, begin, end, position)
-            source, begin, position = span.source, span_begin, used
-            end = begin
+            source, (lower, upper) = span_source, bounds[span_source]
+            begin = end = -1
+        span_begin = max(address & -BLOCK, lower)
+        span_end = min((address + length + BLOCK - 1) & -BLOCK, upper)
+        if span_begin > end or begin < 0:
+            if end > begin:
+                _add(reads, source, begin, end, position)
+            begin = end = span_begin
+            position = used
         if span_end > end:
             end = span_end
-            used = position + -(-(end - begin) // BLOCK) * BLOCK
-        positions[at] = position + span.address - begin
+            used = position + ((end - begin + BLOCK - 1) & -BLOCK)
+        positions[at] = position + address - begin
     if end > begin:
         _add(reads, source, begin, end, position)
     return reads, positions

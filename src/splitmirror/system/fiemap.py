@@ -35,12 +35,14 @@ _DROP = int(_DROPPED)
 _KEEP_MASK = ~_DROP & 0xFFFFFFFF
 _LAST = int(ExtentFlag.LAST)
 _WHOLE = 0xFFFFFFFFFFFFFFFF
+_EMPTY = b""
 
 _FALLOC_FL_KEEP_SIZE = 1  # linux/falloc.h
 _FALLOC_FL_PUNCH_HOLE = 2
 
-_EMPTY = ExtentMap()
-_local = threading.local()  # a reused buffer for each thread: allocating it would cost as much
+# A buffer for each thread that asks for the whole file; the kernel leaves the question in it as it
+# is, so that nothing is packed or allocated for a file.
+_local = threading.local()
 _pack = ExtentMap.RECORD.pack
 
 
@@ -51,28 +53,35 @@ def fiemap(fd: int, size: int, *, sync: bool = False) -> ExtentMap:
     another merged, LAST, MERGED and SHARED dropped. `sync` writes this file's dirty pages first.
     Raises DeviceFailed where the filesystem has no extents to tell, OSError for an I/O error.
     """
+    if size and sync:
+        _ask(fd, _question(0, size, FIEMAP_FLAG_SYNC))
+    return ExtentMap(packed_extents(fd, size))
+
+
+def packed_extents(fd: int, size: int) -> bytes:
+    """`fiemap` as ExtentMap.packed, for scans: about a microsecond beside the kernel's own."""
     if not size:
         return _EMPTY
-    buffer = _buffer()
-    _ask(fd, buffer, 0, size, FIEMAP_FLAG_SYNC if sync else 0)
-    mapped, logical, physical, length, flags = _FIRST.unpack_from(buffer)
-    if mapped == 1 and logical < size and (flags & _LAST or logical + length >= size):
-        if logical + length > size:
-            length = size - logical
-        return ExtentMap(_pack(logical, physical, length, flags & _KEEP_MASK))
-    return _normalize(_all(fd, buffer, size), size) if mapped else _EMPTY
-
-
-def _buffer() -> bytearray:
     try:
         buffer: bytearray = _local.buffer
     except AttributeError:
-        buffer = _local.buffer = bytearray(_BUFFER_SIZE)
-    return buffer
+        buffer = _local.buffer = _question(0, _WHOLE, 0)
+    _ask(fd, buffer)
+    mapped, logical, physical, length, flags = _FIRST.unpack_from(buffer)
+    if not mapped or logical >= size:
+        return _EMPTY
+    if logical + length >= size:
+        return _pack(logical, physical, size - logical, flags & _KEEP_MASK)
+    if mapped == 1 and flags & _LAST:
+        return _pack(logical, physical, length, flags & _KEEP_MASK)
+    return _normalize(_all(fd, buffer, size), size)
 
 
-def _ask(fd: int, buffer: bytearray, start: int, length: int, flags: int) -> None:
-    _HEAD.pack_into(buffer, 0, start, length, flags, 0, _BATCH, 0)
+def _question(start: int, length: int, flags: int) -> bytearray:
+    return bytearray(_HEAD.pack(start, length, flags, 0, _BATCH, 0)).ljust(_BUFFER_SIZE, b"\0")
+
+
+def _ask(fd: int, buffer: bytearray) -> None:
     try:
         fcntl.ioctl(fd, FS_IOC_FIEMAP, buffer)
     except OSError as error:
@@ -96,10 +105,11 @@ def _all(fd: int, buffer: bytearray, size: int) -> Iterator[tuple[int, int, int,
         reached = logical + length
         if flags & _LAST or reached >= size:
             return
-        _ask(fd, buffer, reached, size - reached, 0)
+        buffer = _question(reached, size - reached, 0)
+        _ask(fd, buffer)
 
 
-def _normalize(extents: Iterator[tuple[int, int, int, int]], size: int) -> ExtentMap:
+def _normalize(extents: Iterator[tuple[int, int, int, int]], size: int) -> bytes:
     packed: list[bytes] = []
     last: tuple[int, int, int, int] | None = None
     for logical, physical, length, flags in extents:
@@ -121,7 +131,7 @@ def _normalize(extents: Iterator[tuple[int, int, int, int]], size: int) -> Exten
         last = (logical, physical, length, flags)
     if last is not None:
         packed.append(_pack(*last))
-    return ExtentMap(b"".join(packed))
+    return b"".join(packed)
 
 
 def punch_hole(fd: int, offset: int, length: int) -> None:

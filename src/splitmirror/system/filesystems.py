@@ -124,6 +124,15 @@ def syncfs(fd: int) -> None:
         ) from error
 
 
+def flush(mountpoint: str) -> None:
+    """`syncfs` of the filesystem mounted there. Raises DeviceFailed."""
+    fd = open_mountpoint(mountpoint)
+    try:
+        syncfs(fd)
+    finally:
+        os.close(fd)
+
+
 def freeze(fd: int) -> None:
     """Freeze the filesystem of `fd`: returns when no write is going on and all is on the device.
 

@@ -29,13 +29,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from splitmirror.errors import PrivilegeError
+from splitmirror.errors import PrivilegeError, ProgramFailed
+from splitmirror.model import Session
 from splitmirror.system import libc, namespaces, process
 
 # systemd.exec(5), DynamicUser=: uids that no account, file or package is ever given for good.
 _FIRST_UID = 61184
 _LAST_UID = 65519
 _PR_SET_NO_NEW_PRIVS = 38  # linux/prctl.h
+_END_S = 10.0  # from SIGKILL to the end of a process
 _NOT_STARTED = 125  # the exit code when the wall could not be built, as env(1) and chroot(1) do
 
 
@@ -83,6 +85,42 @@ def _uids_running() -> Iterator[int]:
             if entry.name.isdigit():
                 with suppress(FileNotFoundError):  # it has ended since
                     yield entry.stat().st_uid
+
+
+def end_inside(directory: Path) -> None:
+    """End every walled-off process that works in `directory` or below it: what a process left that
+    died without ending it. It is known by its uid and its current directory, whatever it sees of
+    either. Raises ProgramFailed when one does not go."""
+    while left := _working_in(directory):
+        for session in left:
+            if not process.end_and_wait(session, _END_S):
+                raise ProgramFailed(
+                    f"process {session.pid}, started walled off in {directory}, cannot be ended",
+                    hint="It waits for a device that does not answer: see dmesg.",
+                    pid=session.pid,
+                )
+
+
+def _working_in(directory: Path) -> list[Session]:
+    """Those with a uid of the wall's whose current directory is there."""
+    found = []
+    for entry in os.scandir("/proc"):
+        if not entry.name.isdigit():
+            continue
+        with suppress(OSError):  # it has ended since
+            pid = int(entry.name)
+            if not _FIRST_UID <= entry.stat().st_uid <= _LAST_UID:
+                continue
+            ticks = process.start_ticks(pid)
+            if ticks is not None and _holds(directory, os.stat(f"/proc/{pid}/cwd")):
+                what = "a walled-off process"
+                found.append(Session(what=what, pid=pid, start_ticks=ticks, signal=signal.SIGKILL))
+    return found
+
+
+def _holds(directory: Path, works: os.stat_result) -> bool:
+    """Whether a directory is `directory` or lies below it, by device and inode."""
+    return any(os.path.samestat(os.fstat(fd), works) for _, _, _, fd in os.fwalk(directory))
 
 
 def _has_account(uid: int) -> bool:

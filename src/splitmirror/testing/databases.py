@@ -76,9 +76,11 @@ def _claim(claim: Claim) -> Claim:
 
 
 def members(layout: Layout) -> Iterator[tuple[bytes, bytes]]:
-    """(name in the set, path) of everything that the layout keeps, directories first."""
+    """(name in the set, path) of everything that the layout keeps, directories first; of what is
+    off its roots only the directories."""
     for root in layout.roots:
         yield from _below(layout, root.name, root.path)
+    yield from ((root.name, root.path) for root in layout.bare)
 
 
 def _below(layout: Layout, name: bytes, path: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -86,7 +88,7 @@ def _below(layout: Layout, name: bytes, path: bytes) -> Iterator[tuple[bytes, by
     if keep is Keep.LEAVE:
         return
     yield name, path
-    if keep is Keep.KEEP and stat.S_ISDIR(os.lstat(path).st_mode):
+    if keep is not Keep.EMPTY and stat.S_ISDIR(os.lstat(path).st_mode):
         for own in sorted(os.listdir(path)):
             yield from _below(layout, name + b"/" + own, path + b"/" + own)
 
@@ -106,7 +108,8 @@ def copy_members(layout: Layout, target: Path) -> dict[bytes, Path]:
         else:
             continue
         os.chown(place, status.st_uid, status.st_gid, follow_symlinks=False)
-    return {root.name: target / os.fsdecode(root.name) for root in layout.roots}
+    roots = (*layout.roots, *layout.apart)
+    return {root.name: target / os.fsdecode(root.name) for root in roots}
 
 
 def add_redo(redo: Sequence[RedoFile], target: Path) -> None:
