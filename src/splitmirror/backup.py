@@ -300,8 +300,8 @@ def discover(run: Run, tools: Tools, early: Early, changes: Changes, mode: Mode)
                 "the backup began",
                 hint="Start the backup again; it will include that filesystem.",
             )
-    changed = changes.names(trees)
-    run.journal.record("watched", state=changes.state, names=len(changed or ()))
+    changed = changes.told(trees)
+    run.journal.record("watched", state=changes.state, names=len(changed.names) if changed else 0)
     table: FileTable | Patch
     with PrimaryView(trees, live=mode is Mode.HOT) as view:
         if changed is None:

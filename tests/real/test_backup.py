@@ -33,7 +33,7 @@ from splitmirror.databases import Database, Hold
 from splitmirror.demo.lab import Disk, Lab, configuration, lab_at, leftovers
 from splitmirror.demo.subjects import PostgreSQL
 from splitmirror.errors import Busy, HoldBroken, NotOnMirror
-from splitmirror.extents.changes import Changes, Named
+from splitmirror.extents.changes import Changed, Changes
 from splitmirror.extents.trees import plan_trees
 from splitmirror.extents.views import LegView
 from splitmirror.freeze import Freeze
@@ -209,9 +209,9 @@ def cannot_watch(changes: Changes, trees: Sequence[Tree]) -> None:
     changes.state = "not here"
 
 
-def nothing_named(changes: Changes, trees: Sequence[Tree]) -> frozenset[Named]:
+def nothing_told(changes: Changes, trees: Sequence[Tree]) -> Changed:
     """As if every note had been lost without a word."""
-    return frozenset()
+    return Changed(frozenset(), frozenset())
 
 
 def facts_of(loaded: Config, made: BackupSet, kind: str) -> list[dict[str, Any]]:
@@ -268,7 +268,7 @@ def test_what_the_watch_missed_is_found_on_the_leg(
     loaded = configured(
         lab, {"driver": "none", "paths": [str(place)]}, mode="freeze", cleanup="leave-split"
     )
-    monkeypatch.setattr(Changes, "names", nothing_named)
+    monkeypatch.setattr(Changes, "told", nothing_told)
 
     made = backed_up(monkeypatch, loaded, lambda: disturb(place, "ext4"))
 

@@ -79,6 +79,12 @@ def test_a_tiny_run_of_a_database_measures_the_pause_at_each_number_of_files(
         assert set(each["parts_ms"]) == {"freeze", "split", "thaw"}
 
 
+def test_one_file_comes_back_without_the_rest_of_its_set_being_read(scratch: Path) -> None:
+    (row,) = figures(scratch, "--scale", "0.01", "--only", "one-file-bytes-read")["rows"]
+    assert row["value"] > 1  # the file itself
+    assert row["met"]
+
+
 @pytest.mark.parametrize("when", ["making the large set", "  large to null"])
 def test_ctrl_c_takes_everything_away_again(scratch: Path, when: str) -> None:
     words = ("--scale", "0.004", "--pairs", "9", "--only", "large-to-null-against-dd")

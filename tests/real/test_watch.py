@@ -18,7 +18,7 @@ from tests.real.loopfs import FSTYPES, LoopFs, loop_filesystems
 from tests.real.relocating import relocate
 
 from splitmirror.databases import Keep, Root, keep_all
-from splitmirror.extents.changes import ARMED, Changes, Named
+from splitmirror.extents.changes import ARMED, Changed, Changes
 from splitmirror.extents.check import check, check_changed
 from splitmirror.extents.known import Known
 from splitmirror.extents.renew import renew
@@ -70,9 +70,9 @@ def named_by(disk: LoopFs, change: Callable[[Path], object]) -> set[str]:
         changes.arm(trees)
         assert changes.state == ARMED
         change(root)
-        found = changes.names(trees)
-    assert found is not None, changes.state
-    return {os.fsdecode(name.removeprefix(b"set/")) for _, name in found}
+        told = changes.told(trees)
+    assert told is not None, changes.state
+    return {os.fsdecode(name.removeprefix(b"set/")) for _, name in told.names}
 
 
 def with_fd(path: Path, act: Callable[[int], object]) -> None:
@@ -137,7 +137,7 @@ def test_a_tree_that_is_one_file_is_told_by_its_own_name(disk: LoopFs) -> None:
         changes.arm(trees)
         (disk.path / "app.db").write_bytes(b"more")
         (disk.path / "other").write_bytes(b"more")
-        assert changes.names(trees) == {(0, b"app.db")}
+        assert changes.told(trees) == (frozenset([(0, b"app.db")]), frozenset())
 
 
 # --- what was named is all that must be looked at
@@ -219,9 +219,9 @@ def test_after_whatever_happened_the_names_alone_give_what_a_whole_look_gives(
                 single.write_bytes(os.urandom(9000))
             with frozen(disk):
                 view = PrimaryView(trees, live=False)
-                names = changes.names(trees)
-                assert names is not None, changes.state
-                patch = renew(view, trees, keep, early, names)
+                told = changes.told(trees)
+                assert told is not None, changes.state
+                patch = renew(view, trees, keep, early, told)
                 whole = scan(view, trees, keep)
         counts = check(early.table, whole).counts
         assert (len(patch), patch.stored_bytes) == (len(whole), whole.stored_bytes), seed
@@ -251,12 +251,14 @@ def test_a_renamed_directory_costs_what_is_in_it_and_its_neighbours_nothing(
         early = Known(scan(PrimaryView(trees), trees, keep_all))
         (root / "moves").rename(root / "moved")
         with frozen(disk):
-            names = changes.names(trees)
-            assert names == {(0, b"set/moves"), (0, b"set/moved")}
+            told = changes.told(trees)
+            assert told is not None
+            assert told.names == {(0, b"set/moves"), (0, b"set/moved")}
+            assert told.folders == {(0, b"set")}
             plain = os.open
             monkeypatch.setattr(os, "open", lambda path, *a, **k: (
                 opened.append(path), plain(path, *a, **k))[1])  # fmt: skip
-            patch = renew(PrimaryView(trees, live=False), trees, keep_all, early, names)
+            patch = renew(PrimaryView(trees, live=False), trees, keep_all, early, told)
             monkeypatch.undo()
 
     assert len(opened) < 60
@@ -307,13 +309,13 @@ def maps(trees: tuple[Tree, ...]) -> dict[bytes, bytes]:
 # --- when nobody knows what changed
 
 
-def names_after(
+def told_after(
     trees: tuple[Tree, ...], change: Callable[[], object], later: tuple[Tree, ...] | None = None
-) -> tuple[frozenset[Named] | None, str]:
+) -> tuple[Changed | None, str]:
     with Changes() as changes:
         changes.arm(trees)
         change()
-        return changes.names(trees if later is None else later), changes.state
+        return changes.told(trees if later is None else later), changes.state
 
 
 def test_a_queue_that_overflows_means_that_all_may_have_changed(disk: LoopFs) -> None:
@@ -325,7 +327,7 @@ def test_a_queue_that_overflows_means_that_all_may_have_changed(disk: LoopFs) ->
         watch.arm(fd)
         for at in range(limit + 10):
             os.close(os.open(disk.path / str(at), os.O_CREAT))
-        assert watch.stop() == {}
+        assert watch.stop() == ({}, set())
         assert "overflowed" in watch.lost
     finally:
         os.close(fd)
@@ -344,9 +346,9 @@ def test_an_overflow_reaches_whoever_asks_for_the_names(
         for at in range(limit + 10):
             os.close(os.open(disk.path / "set" / str(at), os.O_CREAT))
 
-    names, state = names_after(trees_of(disk, disk.path / "set"), change)
+    told, state = told_after(trees_of(disk, disk.path / "set"), change)
 
-    assert names is None
+    assert told is None
     assert "overflowed" in state
 
 
@@ -359,9 +361,9 @@ def test_more_names_than_are_worth_keeping_mean_that_all_may_have_changed(
         for at in range(30):
             (disk.path / str(at)).touch()
 
-    names, state = names_after(trees_of(disk, disk.path), change)
+    told, state = told_after(trees_of(disk, disk.path), change)
 
-    assert names is None
+    assert told is None
     assert "more than 20" in state
 
 
@@ -370,9 +372,9 @@ def test_other_trees_than_were_watched_mean_that_all_may_have_changed(disk: Loop
         (disk.path / name).mkdir()
     one, two = trees_of(disk, disk.path / "one"), trees_of(disk, disk.path / "two")
 
-    names, state = names_after(one, lambda: None, one + two)
+    told, state = told_after(one, lambda: None, one + two)
 
-    assert names is None
+    assert told is None
     assert "other trees" in state
 
 
@@ -385,9 +387,9 @@ def test_a_directory_above_the_set_that_moves_means_that_all_may_have_changed(
         (disk.path / "above").rename(disk.path / "away")
         (disk.path / "away").rename(disk.path / "above")
 
-    names, state = names_after(trees_of(disk, disk.path / "above/set"), change)
+    told, state = told_after(trees_of(disk, disk.path / "above/set"), change)
 
-    assert names is None
+    assert told is None
     assert "moved" in state
 
 
@@ -400,9 +402,9 @@ def test_a_kernel_that_has_no_such_watch_is_said_to_have_none(
 
     monkeypatch.setattr(libc, "fanotify_init", refused)
 
-    names, state = names_after(trees_of(disk, disk.path), lambda: None)
+    told, state = told_after(trees_of(disk, disk.path), lambda: None)
 
-    assert names is None
+    assert told is None
     assert state
     assert state != ARMED
 
@@ -423,11 +425,11 @@ def test_a_subvolume_cannot_be_watched_and_that_is_said(tmp_path: Path) -> None:
             )  # fmt: skip
             volume = Volume(name="v", device=device.path, size=160 << 20)
             roots = [Root(name=b"sub", path=os.fsencode(mountpoint / "sub"))]
-            names, state = names_after(plan_trees(roots, [volume]), lambda: None)
+            told, state = told_after(plan_trees(roots, [volume]), lambda: None)
         finally:
             subprocess.run(["umount", mountpoint], check=True)
 
-    assert names is None
+    assert told is None
     assert "subvolumes cannot be watched" in state
 
 
@@ -435,7 +437,7 @@ def test_a_watch_that_ended_has_left_nothing_open(disk: LoopFs) -> None:
     (disk.path / "set").mkdir()
     before = sorted(os.listdir("/proc/self/fd"))
 
-    names_after(trees_of(disk, disk.path / "set"), lambda: (disk.path / "set/f").touch())
+    told_after(trees_of(disk, disk.path / "set"), lambda: (disk.path / "set/f").touch())
     with Changes() as changes:
         changes.arm(trees_of(disk, disk.path / "set"))
 
@@ -446,6 +448,7 @@ def test_an_empty_table_can_be_renewed(disk: LoopFs) -> None:
     (disk.path / "set").mkdir()
     trees = trees_of(disk, disk.path / "set")
 
-    patch = renew(PrimaryView(trees), trees, keep_all, Known(FileTable()), [(0, b"set/f")])
+    told = Changed(frozenset([(0, b"set/f")]), frozenset([(0, b"set")]))
+    patch = renew(PrimaryView(trees), trees, keep_all, Known(FileTable()), told)
 
     assert len(patch) == 0

@@ -9,7 +9,8 @@ import pytest
 from tests.unit.test_extents_scan import looked_at, tree
 
 from splitmirror.databases import Keep
-from splitmirror.extents.known import Known, scan_key
+from splitmirror.extents.known import Known
+from splitmirror.extents.names import scan_key
 from splitmirror.extents.table import FileTable
 
 # Names that sort otherwise than the paths they are in.

@@ -14,7 +14,7 @@ from tests.unit.test_extents_scan import tree
 from splitmirror.databases import Keep, keep_all
 from splitmirror.errors import DeviceFailed
 from splitmirror.extents import renew as module
-from splitmirror.extents.changes import Named
+from splitmirror.extents.changes import Changed, Named
 from splitmirror.extents.check import check, check_changed
 from splitmirror.extents.confirm import strange_directory
 from splitmirror.extents.known import SETTLED_NS, Known
@@ -70,7 +70,7 @@ class Story:
     def looked_at(self, named: Iterable[Named]) -> Patch:
         flush(self.trees)
         view = PrimaryView(self.trees, live=False)
-        return renew(view, self.trees, self.keep, self.early, named)
+        return renew(view, self.trees, self.keep, self.early, changed(named))
 
     def now(self) -> FileTable:
         return scan(PrimaryView(self.trees, live=False), self.trees, self.keep)
@@ -85,6 +85,12 @@ class Story:
         whole = check_changed(patch).whole()
         assert [timeless(e) for e in whole.table] == [timeless(e) for e in now]
         assert whole.counts == counts
+
+
+def changed(named: Iterable[Named]) -> Changed:
+    """As if each of the names had come or gone."""
+    names = frozenset(named)
+    return Changed(names, frozenset((at, name.rpartition(b"/")[0]) for at, name in names))
 
 
 def flush(trees: Sequence[Tree]) -> None:
@@ -223,7 +229,8 @@ def test_a_name_that_vanishes_between_two_looks_is_gone(
         look(renewal, folder, base)  # type: ignore[arg-type]
 
     monkeypatch.setattr(module._Renewal, "_look", vanishing)
-    patch = renew(PrimaryView(story.trees), story.trees, keep_all, story.early, [(0, b"t/one/g")])
+    view = PrimaryView(story.trees)
+    patch = renew(view, story.trees, keep_all, story.early, changed([(0, b"t/one/g")]))
 
     assert b"t/one/g" not in patch.added.names
 
@@ -255,9 +262,9 @@ def test_what_is_looked_at_depends_on_what_changed_not_on_how_much_there_is(
         with monkeypatch.context() as patched:
             for what in ("open", "stat", "fstat", "scandir"):
                 patched.setattr(os, what, counted(what, getattr(os, what)))
-            patched.setattr(fiemap, "_ask", counted("maps", fiemap._ask))
-            named = [(0, b"t/3/3"), (0, b"t/5/new")]
-            patch = renew(view, story.trees, keep_all, story.early, named)
+            patched.setattr(fiemap, "ioctl", counted("maps", fiemap.ioctl))
+            told = Changed(frozenset([(0, b"t/3/3"), (0, b"t/5/new")]), frozenset([(0, b"t/5")]))
+            patch = renew(view, story.trees, keep_all, story.early, told)
             check_changed(patch)
         story.comes_out_right(patch)
         return made

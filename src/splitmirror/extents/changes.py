@@ -11,10 +11,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 from splitmirror.extents.views import FILE_FLAGS
 from splitmirror.model import Tree
@@ -33,6 +33,15 @@ _WHY: Final = {
 }
 
 Named = tuple[int, bytes]  # the index of a tree, and a member name in it
+
+
+class Changed(NamedTuple):
+    """Member names that were made, written to, moved or taken away, also such as never belonged to
+    the set; and the directories in which names came or went. A directory among the names stands for
+    all that is in it."""
+
+    names: frozenset[Named]
+    folders: frozenset[Named]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,19 +118,21 @@ class Changes:
         mounts = self._mounts.setdefault(fsid, {})
         mounts.setdefault(filesystems.mount_of_fd(fd).mount_id, _Mount(fd)).trees.append(at)
 
-    def names(self, trees: Sequence[Tree]) -> frozenset[Named] | None:
-        """Every member name that was made, written to, moved or taken away since `arm`, also such
-        as never belonged to the set. None: everything may have changed, `state` says why. A
-        directory that was moved stands for all that is in it. To be called once."""
+    def told(self, trees: Sequence[Tree]) -> Changed | None:
+        """What changed since `arm`; None: everything may have, `state` says why. To be called
+        once."""
         if self._watch is None:
             return None
         try:
-            places = self._watch.stop()
+            told = self._watch.stop()
             if self._watch.lost:
                 raise _Unknown(self._watch.lost)
             if tuple(trees) != self._trees:
                 raise _Unknown("the set has other trees than when it was mapped")
-            return frozenset(self._named(places))
+            found = _Members()
+            for place, bases in told.names.items():
+                self._find(place, bases, place in told.moved, found)
+            return Changed(frozenset(found.names), frozenset(found.folders))
         except OSError as error:
             self._give_up(f"what changed cannot be found: {error.strerror}")
         except _Unknown as unknown:
@@ -131,28 +142,37 @@ class Changes:
     def _give_up(self, why: str) -> None:
         self.state = why.encode(errors="backslashreplace").decode()  # a path may be any bytes
 
-    def _named(self, places: dict[Place, set[bytes]]) -> Iterator[Named]:
-        for place, names in places.items():
-            if place.fsid not in self._mounts:
-                raise _Unknown("a change was told of another filesystem")
-            for mount in self._mounts[place.fsid].values():
-                folder = path_of(place, mount.fd)
-                if folder is None:  # gone, and that is a change of the directory that had it
-                    continue
-                for at in mount.trees:
-                    yield from _in_tree(at, self._trees[at], folder.rstrip(b"/"), names)
+    def _find(self, place: Place, bases: set[bytes], moved: bool, found: _Members) -> None:
+        """Which members these names in a directory are, in every tree that it is in."""
+        if place.fsid not in self._mounts:
+            raise _Unknown("a change was told of another filesystem")
+        for mount in self._mounts[place.fsid].values():
+            path = path_of(place, mount.fd)
+            if path is None:  # gone, and that is a change of the directory that had it
+                continue
+            for at in mount.trees:
+                found.add(at, self._trees[at], path.rstrip(b"/"), bases, moved)
 
 
-def _in_tree(at: int, tree: Tree, folder: bytes, names: set[bytes]) -> Iterator[Named]:
-    """The members of a tree that these names in a directory are."""
-    root = tree.path.rstrip(b"/")
-    if folder == root or folder.startswith(root + b"/"):
-        prefix = tree.name + folder[len(root) :] + b"/"
-        yield from ((at, prefix + name) for name in names)
-        return
-    for name in names:
-        path = folder + b"/" + name
-        if path == root:
-            yield at, tree.name
-        elif root.startswith(path + b"/"):
-            raise _Unknown(f"{os.fsdecode(path)}, in which {os.fsdecode(root)} is, was moved")
+class _Members:
+    """What was found so far; see Changed."""
+
+    def __init__(self) -> None:
+        self.names: set[Named] = set()
+        self.folders: set[Named] = set()
+
+    def add(self, at: int, tree: Tree, path: bytes, bases: set[bytes], moved: bool) -> None:
+        """What these names in the directory at `path` are in a tree. Raises _Unknown."""
+        root = tree.path.rstrip(b"/")
+        if path == root or path.startswith(root + b"/"):
+            folder = tree.name + path[len(root) :]
+            self.names.update((at, folder + b"/" + base) for base in bases)
+            if moved:
+                self.folders.add((at, folder))
+            return
+        for base in bases:
+            whole = path + b"/" + base
+            if whole == root:
+                self.names.add((at, tree.name))
+            elif root.startswith(whole + b"/"):
+                raise _Unknown(f"{os.fsdecode(whole)}, in which {os.fsdecode(root)} is, was moved")

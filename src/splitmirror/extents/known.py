@@ -15,6 +15,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Set
 from typing import Final, NamedTuple
 
+from splitmirror.extents.names import scan_key
 from splitmirror.extents.table import FileTable
 from splitmirror.model import Kind
 
@@ -34,13 +35,6 @@ class _Rows(NamedTuple):
     tree: int
     begin: int
     end: int
-
-
-def scan_key(name: bytes) -> bytes:
-    """Names sorted by this are in the order in which a scan finds them within a tree: what is in a
-    directory right behind it, before a sibling whose name goes on with a lesser byte than a
-    slash."""
-    return name.replace(b"/", b"\0")
 
 
 class Known:
@@ -95,8 +89,7 @@ class Known:
 
     def _first(self, key: bytes, begin: int, end: int) -> int:
         """The first row between the two whose name does not come before a key."""
-        names = self.table.names
-        return bisect_left(range(end), key, begin, end, key=lambda at: scan_key(names[at]))
+        return self.table.names.first(key, begin, end)
 
     def with_inodes(self, inodes: Set[int]) -> Iterator[int]:
         """Where the regular files with these inodes stand, by any of their names. Goes through the

@@ -17,6 +17,13 @@ _UPPER: Final = 0xFFFFFFFF_00000000
 _LOWER: Final = 0x00000000_FFFFFFFF
 
 
+def scan_key(name: bytes) -> bytes:
+    """Names sorted by this are in the order in which a scan finds them within a tree: what is in a
+    directory right behind it, before a sibling whose name goes on with a lesser byte than a
+    slash."""
+    return name.replace(b"/", b"\0")
+
+
 class Names(Sequence[bytes]):
     """Names in the order in which they were appended; 9 bytes each beyond their own."""
 
@@ -47,6 +54,19 @@ class Names(Sequence[bytes]):
         first, shift = other._ends[begin], len(self._bytes) - other._ends[begin]
         self._bytes += memoryview(other._bytes)[first : other._ends[end]]
         self._ends.extend(place + shift for place in other._ends[begin + 1 : end + 1])
+
+    def first(self, key: bytes, begin: int, end: int) -> int:
+        """The first name between two places whose `scan_key` is not below `key`; they are in that
+        order there."""
+        packed, ends = self._bytes, self._ends
+        while begin < end:
+            middle = (begin + end) // 2
+            name = packed[ends[middle] : ends[middle + 1] - 1]
+            if name.replace(b"/", b"\0") < key:
+                begin = middle + 1
+            else:
+                end = middle
+        return begin
 
     def __len__(self) -> int:
         return len(self._ends) - 1

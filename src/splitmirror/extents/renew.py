@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 
 from splitmirror.databases import Keep
-from splitmirror.extents.changes import Named
-from splitmirror.extents.known import Known, scan_key
+from splitmirror.extents.changes import Changed, Named
+from splitmirror.extents.known import Known
+from splitmirror.extents.names import scan_key
 from splitmirror.extents.scan import Folder, Scan
 from splitmirror.extents.table import FileTable
 from splitmirror.extents.views import FOLDER_FLAGS, VANISHED, View, inside_tree, open_below
@@ -78,18 +79,18 @@ def renew(
     trees: Sequence[Tree],
     keep: Callable[[bytes], Keep],
     early: Known,
-    changed: Iterable[Named],
+    changed: Changed,
 ) -> Patch:
-    """Look at the names that changed, and at the directories that they are in; a directory among
-    them with all that is in it. All names of a file are looked at together.
+    """Look at the names that changed; at a directory among them with all that is in it. All names
+    of a file are looked at together.
 
     Maps are asked for now, so in a view that stands still they are good. Raises as `scan`; that a
     name is gone is none of it.
     """
-    names = set(changed)
+    names = set(changed.names)
     while True:
         renewal = _Renewal(view, trees, keep, early)
-        patch = renewal.renew(names)
+        patch = renewal.renew(names, changed.folders)
         others = _other_names(early, patch.gone, renewal.inodes_with_other_names())
         if others <= names:
             return patch
@@ -121,12 +122,7 @@ class _Renewal(Scan):
         self._opened: Named = (-1, b"")  # which one that is
         self._whole: Named = (-1, b"")  # looked at last with all that was in it; with a slash
 
-    def renew(self, names: Set[Named]) -> Patch:
-        folders = {
-            (tree, name.rpartition(b"/")[0])
-            for tree, name in names
-            if name != self._trees[tree].name
-        }
+    def renew(self, names: Set[Named], folders: Set[Named]) -> Patch:
         try:
             for tree, name in sorted(names | folders, key=lambda one: (one[0], scan_key(one[1]))):
                 if tree != self._whole[0] or not name.startswith(self._whole[1]):

@@ -21,8 +21,8 @@ from splitmirror.extents.table import NO_EXTENTS, FileTable, Xattrs
 from splitmirror.extents.views import FILE_FLAGS, FOLDER_FLAGS, VANISHED, View
 from splitmirror.model import Extent, ExtentFlag, ExtentMap, Filesystem, Kind, Tree
 from splitmirror.progress import Progress, silent
+from splitmirror.system import fiemap
 from splitmirror.system import xattrs as system_xattrs
-from splitmirror.system.fiemap import packed_extents
 
 _KINDS: Final = {
     stat.S_IFREG: Kind.FILE,
@@ -90,18 +90,19 @@ def scan(
 def map_file(fd: int, size: int, filesystem: Filesystem) -> ExtentMap:
     """The map of an open file, fit to be compared with a table's: where the filesystem's addresses
     are not those of its device, every extent is marked unknown, that is not plain."""
-    return ExtentMap(mapper(filesystem)(fd, size))
+    own = filesystem.fstype in _ADDRESSES_OF_ITS_OWN
+    return ExtentMap(_unknown(fd, size) if own else fiemap.packed_extents(fd, size))
 
 
 def mapper(filesystem: Filesystem) -> Callable[[int, int], bytes]:
-    """`map_file` for many files of one filesystem, as ExtentMap.packed."""
-    return _unknown if filesystem.fstype in _ADDRESSES_OF_ITS_OWN else packed_extents
+    """`map_file` for many files of one filesystem and for one thread, as ExtentMap.packed."""
+    return _unknown if filesystem.fstype in _ADDRESSES_OF_ITS_OWN else fiemap.mapper()
 
 
 def _unknown(fd: int, size: int) -> bytes:
     return ExtentMap.of(
         Extent(logical, physical, length, flags | ExtentFlag.UNKNOWN)
-        for logical, physical, length, flags in ExtentMap(packed_extents(fd, size))
+        for logical, physical, length, flags in ExtentMap(fiemap.packed_extents(fd, size))
     ).packed
 
 
@@ -159,7 +160,7 @@ class Scan:
         self._table = FileTable(looked_ns=time.time_ns(), has_xattrs=xattrs)
         self._at = 0  # the tree that is being walked
         self._device = 0  # its st_dev in this view
-        self._map: Callable[[int, int], bytes] = packed_extents
+        self._map: Callable[[int, int], bytes] = fiemap.packed_extents
 
     def run(self) -> FileTable:
         for at, tree in enumerate(self._trees):

@@ -36,8 +36,9 @@ _MOVED: Final = 0x40 | 0x80  # from and to
 _CREATE: Final = 0x100
 _DELETE: Final = 0x200
 _OVERFLOW: Final = 0x4000
+_COMES_OR_GOES: Final = _MOVED | _CREATE | _DELETE
 _ONDIR: Final = 0x40000000  # directories' own comings and goings too
-_MASK: Final = _MODIFY | _MOVED | _CREATE | _DELETE | _ONDIR
+_MASK: Final = _MODIFY | _COMES_OR_GOES | _ONDIR
 
 _EVENT: Final = struct.Struct("<IBxHQii")  # length, version, metadata's length, mask, fd, pid
 _VERSION: Final = 3
@@ -59,6 +60,21 @@ class Place(NamedTuple):
     handle: bytes
 
 
+class Note(NamedTuple):
+    """A change of a name in a directory; `moved`: the name itself came or went."""
+
+    place: Place
+    name: bytes
+    moved: bool
+
+
+class Told(NamedTuple):
+    """The names that changed, by directory, and the directories in which names came or went."""
+
+    names: dict[Place, set[bytes]]
+    moved: set[Place]
+
+
 class NotUnderstood(Exception):
     """The kernel told of a change in words that say nothing about where it was."""
 
@@ -76,7 +92,7 @@ class Watch:
         self._fd = libc.fanotify_init(flags, os.O_RDONLY | os.O_LARGEFILE)
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread: threading.Thread | None = None
-        self._names: dict[Place, set[bytes]] = {}
+        self._told = Told({}, set())
         self._count = 0
         self.lost = ""
 
@@ -90,12 +106,12 @@ class Watch:
         self._thread = threading.Thread(target=self._gather, name="watch", daemon=True)
         self._thread.start()
 
-    def stop(self) -> dict[Place, set[bytes]]:
-        """Every name that changed until now, by directory. What is told later is not taken."""
+    def stop(self) -> Told:
+        """Every name that changed until now. What is told later is not taken."""
         self._end_thread()
         if self._fd >= 0:
             self._take()
-        return self._names
+        return self._told
 
     def close(self) -> None:
         """A second call is harmless."""
@@ -125,10 +141,12 @@ class Watch:
         """Take all notes that there are. A list that is not whole is not kept."""
         try:
             while not self.lost and (notes := self._read()):
-                for place, name in parse(notes):
-                    names = self._names.setdefault(place, set())
+                for place, name, moved in parse(notes):
+                    names = self._told.names.setdefault(place, set())
                     self._count += name not in names
                     names.add(name)
+                    if moved:
+                        self._told.moved.add(place)
                 if self._count > MOST_NAMES:
                     self.lost = f"more than {MOST_NAMES} names changed"
         except NotUnderstood as error:
@@ -136,7 +154,7 @@ class Watch:
         except OSError as error:
             self.lost = f"the kernel's notes cannot be read: {error.strerror}"
         if self.lost:
-            self._names.clear()
+            self._told = Told({}, set())
 
     def _read(self) -> bytes:
         try:
@@ -145,9 +163,9 @@ class Watch:
             return b""
 
 
-def parse(notes: bytes) -> Iterator[tuple[Place, bytes]]:
-    """The directory and name of each note. Raises NotUnderstood, also for the note that others
-    were lost."""
+def parse(notes: bytes) -> Iterator[Note]:
+    """What the kernel's notes say. Raises NotUnderstood, also for the note that others were
+    lost."""
     at = 0
     while at < len(notes):
         length, version, told, mask, _, _ = _EVENT.unpack_from(notes, at)
@@ -162,7 +180,7 @@ def parse(notes: bytes) -> Iterator[tuple[Place, bytes]]:
         end = begin + _HANDLE_HEAD + handle_size
         name = notes[end : at + told + size]
         place = Place(int.from_bytes(fsid, "little"), notes[begin:end])
-        yield place, name[: name.index(0)]
+        yield Note(place, name[: name.index(0)], mask & _COMES_OR_GOES != 0)
         at += length
 
 

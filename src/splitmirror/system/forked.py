@@ -20,8 +20,11 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import NoReturn
 
+from splitmirror.system import libc
+
 _LENGTH = struct.Struct("<I")  # of the message that follows
 _AT_ONCE = 64 << 10  # bytes; what a pipe holds (pipe(7))
+_PR_SET_PDEATHSIG = 1
 _OURS_TO_HANDLE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # they reach the whole group
 
 Serve = Callable[[Iterator[bytes], Callable[[bytes], None]], None]
@@ -34,8 +37,16 @@ class Forked:
     Not thread-safe, but one thread may send while another one receives.
     """
 
-    def __init__(self, serve: Serve, siblings: Iterable[Forked] = ()) -> None:
-        """`siblings`: copies that were made before, whose pipes this one must not keep open."""
+    def __init__(
+        self,
+        serve: Serve,
+        siblings: Iterable[Forked] = (),
+        *,
+        kept: Iterable[int] | None = None,
+    ) -> None:
+        """`siblings`: copies that were made before, whose pipes this one must not keep open. With
+        `kept` it closes every descriptor but these (locks must not outlive this process), and is
+        killed when this process ends, whatever it is doing (prctl(2), PR_SET_PDEATHSIG)."""
         theirs, self._orders = os.pipe()
         self._answers, ours = os.pipe()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _OURS_TO_HANDLE)
@@ -43,7 +54,7 @@ class Forked:
             self.pid = os.fork()
             if self.pid == 0:
                 pipes = [fd for one in siblings for fd in (one._orders, one._answers) if fd >= 0]
-                _live(serve, theirs, ours, [self._orders, self._answers, *pipes])
+                _live(serve, theirs, ours, [self._orders, self._answers, *pipes], kept)
         except OSError:
             os.close(self._orders)
             os.close(self._answers)
@@ -71,6 +82,12 @@ class Forked:
         whole, self._received = _cut(self._received + chunk)
         return whole
 
+    def kill(self) -> None:
+        """End it at once, whatever it is doing, and wait until it has. A second call is harmless."""
+        if self._status is None:
+            os.kill(self.pid, signal.SIGKILL)
+            self.wait()
+
     def no_more(self) -> None:
         """It gets no more orders and ends. A second call is harmless."""
         orders, self._orders = self._orders, -1
@@ -89,7 +106,13 @@ class Forked:
         return self._status
 
 
-def _live(serve: Serve, orders: int, answers: int, not_ours: Iterable[int]) -> NoReturn:
+def _live(
+    serve: Serve,
+    orders: int,
+    answers: int,
+    not_ours: Iterable[int],
+    kept: Iterable[int] | None,
+) -> NoReturn:
     """The copy's whole life."""
     code = 1
     try:
@@ -98,6 +121,9 @@ def _live(serve: Serve, orders: int, answers: int, not_ours: Iterable[int]) -> N
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _OURS_TO_HANDLE)
         for fd in not_ours:
             os.close(fd)
+        if kept is not None:
+            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            _close_but({0, 1, 2, orders, answers, *kept})
         gc.freeze()  # to look through what is shared would be to copy it
         serve(_messages(orders), partial(_send, answers))
         code = 0
@@ -107,6 +133,15 @@ def _live(serve: Serve, orders: int, answers: int, not_ours: Iterable[int]) -> N
         traceback.print_exc()
     finally:
         os._exit(code)
+
+
+def _close_but(kept: set[int]) -> None:
+    begin = 0
+    for fd in sorted(kept):
+        if begin < fd:  # an empty range would be taken for all of them (Python 3.11)
+            os.closerange(begin, fd)
+        begin = fd + 1
+    os.closerange(begin, os.sysconf("SC_OPEN_MAX"))
 
 
 def _messages(fd: int) -> Iterator[bytes]:
