@@ -424,8 +424,8 @@ def pause_parts(options: BackupOptions, hold: Hold, phases: list[Phase]) -> dict
     held = {"split": parts["held"]}
     if options.mode is Mode.FREEZE:
         held = {phase.name: phase.seconds for phase in phases if phase.name in under}
-        if options.check is Check.RELEASED:
-            held["split"] -= parts["thaw"]  # that phase ends with it
+        if options.check is Check.RELEASED:  # that phase thaws, and then writes its journal
+            held["split"] = parts["held"] - held["discover"] - held["prepare"]
     return {"freeze": parts["freeze"], **held, "thaw": parts["thaw"]}
 
 

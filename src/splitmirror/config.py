@@ -147,7 +147,8 @@ def load(path: Path) -> Config:
     except FileNotFoundError:
         raise ConfigError(
             f"there is no configuration {path}",
-            hint="Write one with `splitmirror init`, or name another with --config.",
+            hint=f"Write one with `splitmirror init DIRECTORY --write {path}` (the database's "
+            "directory or file), or name another with --config.",
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}", hint="Check its owner.") from error

@@ -39,6 +39,9 @@ def examine(config: Config) -> list[Finding]:
     findings = [preflight.privileges()]
     if findings[0].problem is not None:
         return findings
+    driver, options = config.database["driver"], config.backup
+    what = f"source {config.source}: {driver}, {options.mode} mode, check {options.check}"
+    findings.append(Finding(what=what))
     findings += _looked("programs", lambda: _programs(config))
     findings += _looked("the state directory", lambda: _state(config))
     findings += _looked("earlier runs", lambda: _earlier(config))
@@ -119,7 +122,7 @@ def _source(config: Config) -> Iterable[Finding]:
         for tree in trees:
             where = f"{tree.filesystem.fstype} {tree.filesystem.mountpoint}"
             name = tree.name.decode(errors="backslashreplace")
-            yield Finding(what=f"{name}: on {where}, volume {tree.filesystem.volume}")
+            yield Finding(what=f"{name}: on {where}, mirrored volume {tree.filesystem.volume}")
         for root in layout.apart:
             name, where = os.fsdecode(root.name), os.fsdecode(root.path)
             yield Finding(what=f"{name}: {where}, copied from there; neither frozen nor split")

@@ -24,6 +24,7 @@ from splitmirror.system.filesystems import Mount
 from splitmirror.units import show_size
 
 SQLITE_MAGIC = b"SQLite format 3\0"  # sqlite.org/fileformat2.html, 1.3
+WAL = "wal"  # the name of a disk for pg_wal alone
 GROWTH = 2  # a mirrored disk is proposed for twice what lies there now
 SMALLEST = 1 << 30  # bytes; below it the WAL alone (max_wal_size) fills a disk
 PORT_LINE, SOCKET_LINE = 3, 4  # of postmaster.pid, counted from 0
@@ -157,7 +158,7 @@ def _places(directory: Path) -> list[Place]:
     """The directory itself, its WAL and its tablespaces, those of one filesystem together."""
     paths = {"data": directory}
     if (directory / "pg_wal").is_symlink():
-        paths["wal"] = (directory / "pg_wal").resolve(strict=True)
+        paths[WAL] = (directory / "pg_wal").resolve(strict=True)
     for link in sorted(directory.glob("pg_tblspc/*")):
         paths[f"tblspc-{link.name}"] = link.resolve(strict=True)
     together: dict[int, dict[str, Path]] = {}
@@ -207,6 +208,9 @@ _NEXT = """\
 """
 
 
+_WAL_ONLY = "# hot mode does without this disk: the WAL may stay where it is, and this table go\n"
+
+
 def _mirror(places: list[Place]) -> str:
     lines = [_NEXT + '[mirror]\ndriver = "qsd"\ndir = "/var/lib/splitmirror/mirror"\n']
     for place in places:
@@ -214,6 +218,7 @@ def _mirror(places: list[Place]) -> str:
         lines.append(
             f"\n[[mirror.disks]]  # for {place.path}: {show_size(place.used)} there now,\n"
             f"# on {mount.mountpoint} ({mount.fstype} on {mount.source})\n"
+            f"{_WAL_ONLY if place.name == WAL else ''}"
             f'name = "{place.name}"\n'
             f'primary = "/srv/primary/{place.name}.img"\n'
             f'mirror = "/srv/mirror/{place.name}.img"\n'

@@ -40,7 +40,7 @@ def attached(mirror: Mirror) -> Finding:
         return Finding(
             what="mirror",
             problem=MirrorNotReady(
-                f"the mirror does not run: {state.why or 'it was never started'}",
+                state.why or "the mirror was never started",
                 hint="Start it with `splitmirror mirror start`, then mount its devices.",
             ),
         )

@@ -25,8 +25,14 @@ from splitmirror.archive.ground import Anchor
 from splitmirror.archive.hands import Hands, hands_for
 from splitmirror.archive.incomplete import marked_incomplete
 from splitmirror.archive.putting import Mismatch, Putter
-from splitmirror.archive.seeking import PartReader, loaded, require_part, require_volume
-from splitmirror.catalog import Located, Lookup
+from splitmirror.archive.seeking import (
+    PartReader,
+    Recorded,
+    loaded,
+    require_part,
+    require_volume,
+)
+from splitmirror.catalog import Lookup
 from splitmirror.catalog.looking import Extent
 from splitmirror.databases import Database
 from splitmirror.errors import ConfigError, NoSuchFile, NoSuchSet, VerifyFailed
@@ -116,7 +122,7 @@ def restore(
                 ) as putter,
             ):
                 readers.hand_over = hands.flush
-                members = index.members(backup_set.set_id, patterns)
+                members = index.stretches(backup_set.set_id, patterns)
                 _put_all(putter, readers, members, wanted.stored, progress)
                 putter.end()
                 _put_links_left(putter, readers, index, backup_set)
@@ -258,16 +264,16 @@ def _nothing() -> None:
 def _put_all(
     putter: Putter,
     readers: _Readers,
-    members: Iterable[Located],
+    stretches: Iterable[tuple[int, Sequence[Recorded]]],
     total: int,
     progress: Progress,
 ) -> None:
     done = 0
-    for number, group in groupby(members, key=lambda member: member.part):
+    for number, group in groupby(stretches, key=lambda stretch: stretch[0]):
         with readers.of(number) as reader:
-            for record in reader.foreseeing(record for _, record in group):
-                putter.put(reader, record)
-                done += record.stored
+            for records in reader.foreseeing(records for _, records in group):
+                putter.put(reader, records)
+                done += sum(record.stored for record in records)
                 progress(done, total)
 
 

@@ -16,7 +16,13 @@ from splitmirror.archive.ahead import Windows
 from splitmirror.archive.manifest import MemberRecord, PartRecord
 from splitmirror.archive.putting import check_plain, checked
 from splitmirror.archive.reading import ReadMember, read_manifest
-from splitmirror.archive.seeking import PartReader, loaded, require_volume
+from splitmirror.archive.seeking import (
+    PartReader,
+    PlainRecord,
+    Recorded,
+    loaded,
+    require_volume,
+)
 from splitmirror.catalog import Catalog
 from splitmirror.catalog.rebuild import WARNING, record_sets, sets_on, temporary_catalog
 from splitmirror.errors import MediumDamaged, MediumError, VerifyFailed
@@ -108,13 +114,10 @@ class _Reading:
     def part(self, part: PartRecord) -> None:
         """Every member, then the manifest."""
         with PartReader(self._medium, part, self._windows) as reader:
-            for record in reader.foreseeing(self._expected(part)):
-                try:
-                    _check_member(self._windows, reader, record)
-                except MediumError as error:
-                    self._note(part, f"{os.fsdecode(record.name)}: {error}")
-                self.files += 1
-                self.bytes += record.stored
+            stretches = self._index.stretches(part.set_id, part=part.number)
+            for records in reader.foreseeing(records for _, records in stretches):
+                for record in records:
+                    self._member(reader, part, record)
                 self._progress(self.bytes, self._total)
         try:
             self._manifest(part)
@@ -124,6 +127,14 @@ class _Reading:
     def _expected(self, part: PartRecord) -> Iterator[MemberRecord]:
         members = self._index.members(part.set_id, part=part.number)
         return (record for _, record in members)
+
+    def _member(self, reader: PartReader, part: PartRecord, record: Recorded) -> None:
+        try:
+            _check(self._windows.memory, reader, record)
+        except MediumError as error:
+            self._note(part, f"{os.fsdecode(record.name)}: {error}")
+        self.files += 1
+        self.bytes += record.stored
 
     def _manifest(self, part: PartRecord) -> None:
         """The manifest that ends the part says of each member what the catalogue says."""
@@ -145,13 +156,15 @@ class _Reading:
         self.damage.append(Damage(where=f"part {part.number}", what=what))
 
 
-def _check_member(windows: Windows, reader: PartReader, record: MemberRecord) -> None:
+def _check(memory: memoryview, reader: PartReader, record: Recorded) -> None:
     if passed := reader.passed(record):
         raise MediumDamaged(passed)
-    places = reader.plain(record)
-    if places is not None:  # its headers are what the record says
-        check_plain(windows.memory, places, record)
-        return
+    if isinstance(record, PlainRecord):
+        places = reader.plain(record)
+        if places is not None:  # its headers are what the record says
+            check_plain(memory, places, record)
+            return
+        record = record.in_full()
     member = reader.member(record)
     for _ in checked(member, record):
         pass

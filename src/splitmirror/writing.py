@@ -27,7 +27,7 @@ from splitmirror.archive.manifest import (
     member_of,
     parse_line,
 )
-from splitmirror.archive.part import PartWriter, member_lines
+from splitmirror.archive.part import PartWriter, member_lines, member_text
 from splitmirror.archive.set_catalogue import part_line, part_of, write_set_catalogue
 from splitmirror.databases import RedoFile, Root
 from splitmirror.errors import JournalDamaged, LegError, NoRoom, NoSuchFile, WrongMedium
@@ -125,10 +125,16 @@ class Notes:
         return found
 
     def lines(self, parts: Sequence[PartRecord]) -> Iterator[bytes]:
-        """The member lines of these parts, as the set's catalogue has them."""
+        """The members' lines of these parts."""
         for part in parts:
             with self._manifest(part.number).open("rb") as file:
                 yield from member_lines(file)
+
+    def text(self, parts: Sequence[PartRecord]) -> Iterator[bytes]:
+        """The same in large chunks, as the set's catalogue has them."""
+        for part in parts:
+            with self._manifest(part.number).open("rb") as file:
+                yield from member_text(file)
 
     def _path(self, number: int) -> Path:
         return self._directory / f"part-{number:04d}"
@@ -205,7 +211,7 @@ def whole_set(backup_set: BackupSet, notes: Notes) -> Written:
     finished = replace(
         backup_set,
         complete=True,
-        files=sum(1 for _ in notes.lines(parts)),
+        files=sum(part.members for part in parts),
         stored_bytes=sum(part.stored for part in parts),
     )
     return Written(backup_set=finished, parts=parts, notes=notes)
@@ -296,7 +302,7 @@ def _write_catalogue(job: Job, volume: VolumeWriter, written: Written) -> None:
             volume.write,
             backup_set=written.backup_set,
             parts=written.parts,
-            files=written.notes.lines(written.parts),
+            files=written.notes.text(written.parts),
             block_size=job.trusted.block_size,
         )
         volume.end_file()

@@ -260,6 +260,27 @@ class SplitsOneAfterTheOther(MemoryMirror):
         return done
 
 
+class SplitsWhenPrepared(MemoryMirror):
+    features = frozenset({Feature.PREPARES, Feature.INSTANT_LEG})
+
+    def prepare_split(self, split_id: str) -> None:
+        self.split(split_id)
+
+
+class PreparedForOneOnly(MemoryMirror):
+    """Once a split was prepared, no other one is made."""
+
+    features = frozenset({Feature.PREPARES, Feature.INSTANT_LEG})
+
+    def prepare_split(self, split_id: str) -> None:
+        self._prepared = split_id
+
+    def split(self, split_id: str) -> None:
+        if getattr(self, "_prepared", split_id) != split_id:
+            raise MirrorError("another split was prepared", hint="Make that one.")
+        super().split(split_id)
+
+
 class DetachedForEver(MemoryMirror):
     """Attachable, but a detached one goes on giving its volumes."""
 
@@ -304,6 +325,10 @@ BROKEN: list[tuple[type[MemoryMirror], Check]] = [
     (RemembersInThisProcessOnly, contract.another_process_finds_the_split),
     (CloseEndsTheSplit, contract.the_mirror_goes_on_when_a_handle_is_closed),
     (SplitsOneAfterTheOther, contract.a_group_is_split_at_one_instant),
+    (SplitsWhenPrepared, contract.a_prepared_split_is_of_the_instant_of_the_split),
+    (SplitsWhenPrepared, contract.preparing_parts_nothing_and_binds_to_nothing),
+    (PreparedForOneOnly, contract.preparing_parts_nothing_and_binds_to_nothing),
+    (PreparedForOneOnly, contract.a_split_is_not_prepared_while_another_is_parted),
     (DetachedForEver, contract.attach_and_detach_can_be_repeated),
 ]
 

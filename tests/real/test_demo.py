@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pty
 import subprocess
@@ -12,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.real.loopfs import until
 
 from splitmirror import demo
 from splitmirror.config import Config
 from splitmirror.demo import Options, run_demo
 from splitmirror.demo.lab import leftovers
+from splitmirror.demo.ledger import acknowledged
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
 
@@ -73,7 +76,9 @@ def test_a_set_that_is_older_than_the_ledger_is_seen_to_have_lost_transactions(
 
     def with_commits_behind_it(loaded: Config, *watch: Any) -> Any:
         made = backup(loaded, *watch)
-        time.sleep(0.5)  # the writers go on
+        ledger, now_s = loaded.state.parent / "ledger", time.monotonic()
+        before = acknowledged(ledger, now_s)
+        assert until(lambda: acknowledged(ledger, math.inf) != before)  # the writers go on
         return made
 
     monkeypatch.setattr(demo, "backup", with_commits_behind_it)

@@ -7,6 +7,7 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from blake3 import blake3
@@ -15,7 +16,7 @@ from tests.unit.part_checking import verify_part
 
 from splitmirror.archive import naming
 from splitmirror.archive.manifest import MemberRecord, PartRecord, member_line
-from splitmirror.archive.part import PartWriter
+from splitmirror.archive.part import PartWriter, member_lines, member_text
 from splitmirror.archive.reading import read_manifest, read_members
 from splitmirror.archive.records import RecordWriter
 from splitmirror.archive.set_catalogue import SetCatalogue, write_set_catalogue
@@ -540,3 +541,20 @@ def test_a_reserved_name_is_refused_in_a_stretch_too() -> None:
     part = part_writer(volume().write)
     with pytest.raises(ValueError, match="kept for the format"):
         part.add_plain([PlainFile(b".splitmirror/x", 0o600, 0, 0, 1, (), "", memoryview(b""))])
+
+
+@pytest.mark.parametrize("count", [0, 1, 5000])
+def test_a_manifest_gives_its_members_lines_and_no_others(tmp_path: Path, count: int) -> None:
+    with (tmp_path / "manifest").open("w+b") as manifest:
+        part = PartWriter(volume().write, manifest, number=1, set_id="S1", block_size=BLOCK_SIZE)
+        for number in range(count):
+            part.add(member(b"data/%d" % number, b"x"))
+        part.close()
+        manifest.flush()
+        manifest.seek(0)
+        all_lines = manifest.read().splitlines(keepends=True)
+        manifest.seek(0)
+        assert list(member_lines(manifest)) == all_lines[1:-1]
+        manifest.seek(0)
+        assert b"".join(member_text(manifest)) == b"".join(all_lines[1:-1])
+    assert len(all_lines) == count + 2

@@ -5,9 +5,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from splitmirror import doctor
+from splitmirror.cli.show import print_findings
 from splitmirror.errors import Busy, NeedsRecovery
 from splitmirror.journal import Journal
+from splitmirror.model import Finding
 from splitmirror.run import Run
 
 
@@ -25,3 +29,21 @@ def test_a_run_whose_process_is_gone_is_to_be_recovered(tmp_path: Path) -> None:
     told = doctor._unfinished(tmp_path)
     assert isinstance(told, NeedsRecovery)
     assert "splitmirror recover" in told.hint
+
+
+@pytest.mark.parametrize(
+    ("levels", "summary"),
+    [
+        ("", "ready for a backup"),
+        ("w", "ready for a backup (1 warning)"),
+        ("ww", "ready for a backup (2 warnings)"),
+        ("ewe", "2 of these would stop a backup (1 warning)"),
+    ],
+)
+def test_the_last_line_counts_what_stops_a_backup_and_what_is_only_told(
+    levels: str, summary: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    problem = Busy("something", hint="wait")
+    found = [Finding(what="x", problem=problem, warning=level == "w") for level in levels]
+    print_findings([Finding(what="well"), *found])
+    assert capsys.readouterr().out.splitlines()[-1] == summary

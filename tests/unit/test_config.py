@@ -92,7 +92,7 @@ def test_a_configuration_that_cannot_work_is_refused_when_it_is_read(
 def test_a_missing_file_is_refused_with_the_command_that_writes_one(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no configuration") as caught:
         config.load(tmp_path / "nowhere.toml")
-    assert "splitmirror init" in caught.value.hint
+    assert f"splitmirror init DIRECTORY --write {tmp_path}/nowhere.toml" in caught.value.hint
 
 
 def test_every_seam_knows_its_drivers_by_the_files_in_its_folder() -> None:

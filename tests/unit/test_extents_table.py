@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import pickle
 import tracemalloc
+from pathlib import Path
 
 import pytest
 
 from splitmirror.databases import by_name
 from splitmirror.errors import JournalDamaged
+from splitmirror.extents import table as table_module
 from splitmirror.extents.table import FileTable
 from splitmirror.model import Attributes, Extent, ExtentFlag, ExtentMap, FileEntry, Kind
 
@@ -69,7 +72,7 @@ def dumped(table: FileTable) -> bytes:
     return out.getvalue()
 
 
-def test_a_file_costs_at_most_300_bytes_beyond_its_path() -> None:
+def test_a_file_costs_at_most_150_bytes_beyond_its_path() -> None:
     count = 100_000
     tracemalloc.start()
     try:
@@ -84,7 +87,40 @@ def test_a_file_costs_at_most_300_bytes_beyond_its_path() -> None:
 
     paths = sum(map(len, table.names))
 
-    assert (used - paths) / count <= 300
+    assert (used - paths) / count <= 150
+
+
+def test_a_file_from_stat_is_as_one_that_was_made(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"12345")
+    status = (tmp_path / "f").stat()
+    xattrs = ((b"user.a", b"1"),)
+    table = FileTable()
+
+    table.append_file(b"t/f", 3, status, ONE_EXTENT.packed, xattrs)
+    table.append_status(b"t/g", 3, Kind.FILE, status, extents=ONE_EXTENT, xattrs=xattrs)
+
+    first, second = table
+    assert dataclasses.replace(second, name=b"t/f") == first
+    assert first.attributes.size == 5
+    assert table.xattrs(0) == xattrs
+    assert (table.tree(0), table.kinds(), list(table.inodes())) == (
+        3, b"00", [(status.st_ino, 1)] * 2,
+    )  # fmt: skip
+
+
+def test_stretches_of_a_table_are_taken_over_with_their_maps() -> None:
+    before = filled(*EXAMPLES)
+    other = filled(entry(b"new", extents=ExtentMap.of([Extent(0, 7, 1, 0), Extent(1, 3, 1, 0)])))
+
+    table = before.taking_over()
+    table.extend_from(before, 0, 2)
+    table.append_from(other, 0)
+    table.extend_from(before, 3, 6)
+
+    assert tuple(table) == (*EXAMPLES[:2], *other, *EXAMPLES[3:])
+    assert (table.looked_ns, table.has_xattrs) == (5, True)
+    assert tuple(before) == EXAMPLES
+    assert tuple(FileTable.load(io.BytesIO(dumped(table)))) == tuple(table)
 
 
 def test_what_was_appended_is_given_back() -> None:
@@ -121,8 +157,16 @@ def test_an_entry_taken_from_another_table_keeps_all_but_tree_and_map() -> None:
 
 def test_stored_bytes_leave_out_what_reads_as_zeros() -> None:
     extents = ExtentMap.of([Extent(0, 0, 4096, 0), Extent(8192, 8192, 4096, ExtentFlag.UNWRITTEN)])
+    unwritten = ExtentMap.of([Extent(0, 0, 4096, ExtentFlag.UNWRITTEN)])
+    table = filled(
+        entry(b"a", extents=extents),
+        entry(b"b"),
+        entry(b"c", extents=unwritten),
+        entry(b"d", extents=ExtentMap()),
+    )
 
-    assert filled(entry(b"a", extents=extents), entry(b"b")).stored_bytes == 4096 + 8192
+    assert [table.stored(at) for at in range(4)] == [4096, 8192, 0, 0]
+    assert table.stored_bytes == 4096 + 8192
 
 
 def test_a_loaded_table_is_the_one_that_was_dumped() -> None:
@@ -185,3 +229,15 @@ def test_a_hard_link_comes_after_its_target_whatever_the_order_says() -> None:
     names = [table.names[at] for at in table.ordered(by_name)]
 
     assert names == [b"t", b"t/m", b"t/z", b"t/a", b"t/zz"]
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 7, 1000])
+def test_an_order_is_the_same_however_much_is_sorted_at_once(
+    monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    names = [b"%d" % (at * 37 % 100) for at in range(100)]
+    tables = [filled(*map(entry, each)) for each in (names, sorted(names), [])]
+    monkeypatch.setattr(table_module, "_SORTED_AT_ONCE", at_once)
+
+    for table in tables:
+        assert [table.names[at] for at in table.ordered(by_name)] == sorted(table.names)

@@ -96,7 +96,8 @@ def write_part(
     records = [part.add(member) for member in members]
     whole = part.close()
     file = volume.end_file()
-    lines = list(member_lines(manifest.getvalue().splitlines(keepends=True)))
+    manifest.seek(0)
+    lines = list(member_lines(manifest))
     return replace(whole, position=replace(file.position, object=file.data)), records, lines
 
 

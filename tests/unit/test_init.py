@@ -70,6 +70,9 @@ def test_what_lies_on_another_filesystem_gets_a_disk_of_its_own(tmp_path: Path) 
     (data / "pg_wal").rmdir()
     (data / "pg_wal").symlink_to("/dev/shm")
     assert [disk["name"] for disk in loaded(tmp_path, data).mirror["disks"]] == ["data", "wal"]
+    comment, disk = propose(data).rsplit('name = "', 1)
+    assert disk.startswith("wal") and "hot mode does without this disk" in comment
+    assert comment.count("hot mode") == 1
 
 
 def test_a_sqlite_file_is_known_by_its_first_bytes(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ def test_by_its_words_and_in_another_language_by_all_that_it_may_be(
     said = f'connection failed: connection to server on socket "/run/x" failed: {words}'
     found = unreachable(psycopg.OperationalError(said))
     assert words.split(":  ")[1] in str(found)
+    assert "cannot be reached: connection to server" in str(found)
     assert advice in found.hint
 
 

@@ -9,6 +9,7 @@ import pytest
 from splitmirror.errors import JournalDamaged
 from splitmirror.extents.table import FileTable
 from splitmirror.model import Attributes, Extent, ExtentMap, FileEntry, Kind
+from splitmirror.stream import plan as plan_module
 from splitmirror.stream.plan import Item, Plan, plan_parts
 
 MIB = 1 << 20
@@ -131,6 +132,31 @@ def test_holes_take_no_room() -> None:
     )  # fmt: skip
     plan = plan_parts(table, [0], MIB)
     assert [list(part.items) for part in plan.parts] == [[Item(0, 0, 5 << 30)]]
+
+
+@pytest.mark.parametrize("size", [0, 1, 512, 513, 100_000])
+@pytest.mark.parametrize("stored", [0.0, 0.5, 1.0])
+def test_a_file_of_one_extent_takes_the_same_room_however_it_is_reckoned(
+    size: int, stored: float
+) -> None:
+    """Nearly all files have at most one, and theirs is reckoned without laying them out."""
+    table = FileTable()
+    attributes = Attributes(kind=Kind.FILE, mode=0, uid=0, gid=0, size=size, mtime_ns=0)
+    length = int(size * stored)
+    extents = ExtentMap.of([Extent(size - length, 4096, length, 0)] if length else [])
+    for name in (b"data/sparse", b"data/linked"):
+        table.append(
+            FileEntry(
+                name=name, tree=0, attributes=attributes, ino=1, ctime_ns=0, extents=extents,
+                nlink=2 if b"linked" in name else 1,
+            )
+        )  # fmt: skip
+    left = []
+    for at in (0, 1):  # the second is laid out, for it has another name
+        filling = plan_module._Filling(table, MIB)
+        filling.add(at)
+        left.append((filling._left, filling._stored))
+    assert left[0] == left[1]
 
 
 def test_no_files_make_no_parts() -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from splitmirror.archive.pax import FileValues, attributes_of
 from splitmirror.model import Attributes, Kind
 
 _OURS = (b"user.", b"trusted.", b"system.posix_acl_")  # xattrs that a set decides about
@@ -51,11 +52,11 @@ class Dresser:
         self._own = (os.geteuid(), os.getegid())
         self._umask = _umask()
 
-    def first_mode(self, attributes: Attributes) -> int:
+    def first_mode(self, values: FileValues) -> int:
         """The mode to make a file with: no more than its own, and nobody else's business while it
         is not yet its owner's."""
-        own = (attributes.uid, attributes.gid) == self._own
-        return attributes.mode & (0o777 if own else 0o700)
+        _, mode, uid, gid, *_ = values
+        return mode & (0o777 if (uid, gid) == self._own else 0o700)
 
     def given(self, fd: int) -> Given | None:
         """What the file that was just made got, and the next one in its directory will get; None
@@ -65,21 +66,22 @@ class Dresser:
         found = os.fstat(fd)
         return Given(found.st_uid, found.st_gid)
 
-    def dress(self, name: bytes, fd: int, attributes: Attributes, given: Given | None) -> None:
-        """`attribute` for a file that was just made with `first_mode`."""
-        if given is None or attributes.xattrs:
-            self.attribute(name, fd, attributes)
+    def dress(self, fd: int, values: FileValues, given: Given | None) -> None:
+        """`attribute` for a regular file that was just made with `first_mode`."""
+        name, mode, uid, gid, mtime_ns, xattrs, _ = values
+        if given is None or xattrs:
+            self.attribute(name, fd, attributes_of(values))
             return
-        mode = attributes.mode
+        made = self.first_mode(values) & ~self._umask
         if self.root:
-            if given != (attributes.uid, attributes.gid):
-                os.fchown(fd, attributes.uid, attributes.gid)
-        elif (attributes.uid, attributes.gid) != self._own:
+            if given != (uid, gid):
+                os.fchown(fd, uid, gid)
+        elif (uid, gid) != self._own:
             self._skip_owner(name)
             mode &= 0o1777
-        if mode != self.first_mode(attributes) & ~self._umask:
+        if mode != made:
             os.fchmod(fd, mode)
-        os.utime(fd, ns=(attributes.mtime_ns, attributes.mtime_ns))
+        os.utime(fd, ns=(mtime_ns, mtime_ns))
 
     def attribute(self, name: bytes, where: int | bytes, attributes: Attributes) -> None:
         """Owner, xattrs, mode and time, in the order in which none undoes another: chown clears

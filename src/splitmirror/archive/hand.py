@@ -10,6 +10,7 @@ import marshal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from splitmirror.archive.pax import FileValues
 from splitmirror.archive.placing import NewFile, Placer
 from splitmirror.errors import MediumError, SplitmirrorError
 from splitmirror.media import Place
@@ -76,9 +77,8 @@ class Hand:
             return turn, arguments[0], str(error), target
         return None
 
-    def small(self, name: bytes, values: Packed, places: Sequence[Place]) -> None:
-        data = [self._memory[begin:end] for begin, end in places]
-        self.placer.small(name, _unpacked(values), data)
+    def small(self, name: bytes, values: FileValues, places: Sequence[Place]) -> None:
+        self.placer.small(values, [self._memory[begin:end] for begin, end in places])
 
     def directory(self, name: bytes) -> None:
         self.placer.make_directory(name)

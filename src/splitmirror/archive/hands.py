@@ -32,6 +32,7 @@ from splitmirror.archive.hand import (
     packed,
     serve,
 )
+from splitmirror.archive.pax import FileValues
 from splitmirror.archive.placing import Placer
 from splitmirror.errors import SplitmirrorError
 from splitmirror.media import Place
@@ -134,17 +135,11 @@ class Hands:
 
     # --- what members become
 
-    def small(
-        self,
-        name: bytes,
-        attributes: Attributes,
-        places: Sequence[Place],
-        windows: Sequence[Window],
-    ) -> None:
+    def small(self, values: FileValues, places: Sequence[Place], windows: Sequence[Window]) -> None:
         """A whole regular file, its bytes known to be the right ones: `places` of `windows`."""
-        queue = self._queue_of(name)
-        self.hold(queue, attributes.size, windows)
-        self.do(queue, "small", name, packed(attributes), places)
+        queue = self._queue_of(values[0])
+        self.hold(queue, values[-1], windows)
+        self.do(queue, "small", values[0], values, places)
 
     def file(self, name: bytes) -> ComingFile:
         """Begin a regular file that comes piece by piece."""

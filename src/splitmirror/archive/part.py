@@ -6,9 +6,10 @@ or a member that ended early leave a tape file that the volume's next label over
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import IO
+from typing import IO, BinaryIO
 
 from blake3 import blake3
 
@@ -31,6 +32,8 @@ from splitmirror.model import Kind
 from splitmirror.stream.behind import Sink, Then, at_once
 from splitmirror.stream.member import Member, PlainFile
 
+_CHUNK = 1 << 20
+_LAST_LINE = 4096  # bytes; it is never so long
 _OF_NOTHING = blake3().hexdigest()
 
 
@@ -40,7 +43,7 @@ class PartWriter:
 
     After an exception nothing more can be added, and `close` raises. `lines` is an empty file that
     becomes the part's manifest; between its first line and its last stand the members', as the
-    set's catalogue has them too (`member_lines`).
+    set's catalogue has them too (`member_text`).
     """
 
     def __init__(
@@ -205,10 +208,24 @@ def _reserved(name: bytes) -> ValueError:
     return ValueError(f"a name that is kept for the format itself: {name!r}")
 
 
-def member_lines(lines: Iterable[bytes]) -> Iterator[bytes]:
-    """Of a manifest's lines those of its members: all but the first and the last."""
+def member_text(manifest: BinaryIO) -> Iterator[bytes]:
+    """Of a whole manifest the lines of its members, in large chunks: all but the first and the
+    last."""
+    manifest.readline()
+    size = os.fstat(manifest.fileno()).st_size
+    begin = max(manifest.tell(), size - _LAST_LINE)
+    left = begin + os.pread(manifest.fileno(), size - begin - 1, begin).rfind(b"\n") + 1
+    left -= manifest.tell()
+    while left > 0 and (chunk := manifest.read(min(left, _CHUNK))):
+        left -= len(chunk)
+        yield chunk
+
+
+def member_lines(manifest: BinaryIO) -> Iterator[bytes]:
+    """The same, line by line."""
+    manifest.readline()
     last: bytes | None = None
-    for at, line in enumerate(lines):
-        if at > 1 and last is not None:
+    for line in manifest:
+        if last is not None:
             yield last
         last = line

@@ -21,6 +21,7 @@ from types import TracebackType
 from splitmirror.archive.dressing import Dresser, Given, Skipped
 from splitmirror.archive.ground import Anchor, Ground, components, refused
 from splitmirror.archive.large import Gathering, LargeWriter
+from splitmirror.archive.pax import FileValues
 from splitmirror.errors import MediumDamaged, OutsideTarget, SplitmirrorError, TargetNotEmpty
 from splitmirror.model import Attributes, Kind
 from splitmirror.system import filesystems
@@ -177,18 +178,19 @@ class Placer:
         """The other half."""
         self._directories.append((name, attributes))
 
-    def small(self, name: bytes, attributes: Attributes, data: Sequence[memoryview]) -> None:
+    def small(self, values: FileValues, data: Sequence[memoryview]) -> None:
         """A whole regular file at once, its bytes known to be the right ones."""
+        name = values[0]
         parent, base = self.place_of(name)
         entry = self.temporary() if self._replace else base
         try:
-            fd = os.open(entry, _NEW, self.dresser.first_mode(attributes), dir_fd=parent)
+            fd = os.open(entry, _NEW, self.dresser.first_mode(values), dir_fd=parent)
         except FileExistsError:
             raise _twice(name) from None
         except OSError as error:
             raise refused(self.where(name), error) from error
         try:
-            self._fill(name, fd, attributes, data)
+            self._fill(fd, values, data)
             if self._replace:
                 self.exchange(name, entry, parent, base)
         except BaseException as error:
@@ -327,17 +329,16 @@ class Placer:
         self._directory = None
         return ground.enter(anchor.path(name), make=make)
 
-    def _fill(
-        self, name: bytes, fd: int, attributes: Attributes, data: Sequence[memoryview]
-    ) -> None:
+    def _fill(self, fd: int, values: FileValues, data: Sequence[memoryview]) -> None:
         """Bytes and attributes of a file that was just made; it is closed."""
         try:
             for chunk in data:
-                while chunk:
-                    chunk = chunk[os.write(fd, chunk) :]
+                done = os.write(fd, chunk)
+                while done < len(chunk):
+                    done += os.write(fd, chunk[done:])
             if not self._learnt:
                 self._given, self._learnt = self.dresser.given(fd), True
-            self.dresser.dress(name, fd, attributes, self._given)
+            self.dresser.dress(fd, values, self._given)
             if self.flush_each:
                 os.fsync(fd)
         finally:

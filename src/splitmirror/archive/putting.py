@@ -8,7 +8,7 @@ Damage to one member never costs another: it is noted, nothing stands under that
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -18,7 +18,7 @@ from splitmirror.archive.ahead import Windows
 from splitmirror.archive.hands import ComingFile, Hands
 from splitmirror.archive.manifest import MemberRecord, map_digest
 from splitmirror.archive.reading import ReadMember
-from splitmirror.archive.seeking import PartReader
+from splitmirror.archive.seeking import PartReader, PlainRecord, Recorded
 from splitmirror.errors import MediumDamaged, MediumError
 from splitmirror.media import Place
 from splitmirror.model import Kind
@@ -49,12 +49,17 @@ def checked(member: ReadMember, record: MemberRecord) -> Iterator[tuple[int, mem
         raise _wrong_hash()
 
 
-def check_plain(memory: memoryview, places: Sequence[Place], record: MemberRecord) -> None:
+def check_plain(memory: memoryview, places: Sequence[Place], record: PlainRecord) -> None:
     """The same for an ordinary file that is in memory whole."""
-    hasher = blake3()
-    for begin, end in places:
-        hasher.update(memory[begin:end])
-    if hasher.digest() != record.blake3:
+    if len(places) == 1:
+        begin, end = places[0]
+        digest = blake3(memory[begin:end]).digest()
+    else:
+        hasher = blake3()
+        for begin, end in places:
+            hasher.update(memory[begin:end])
+        digest = hasher.digest()
+    if digest != record.blake3:
         raise _wrong_hash()
 
 
@@ -116,17 +121,18 @@ class Putter:
         """All damage that is known, in the order of the medium."""
         return tuple(bad for _, bad in sorted(self._damages, key=lambda damage: damage[0]))
 
-    def put(self, reader: PartReader, record: MemberRecord) -> None:
-        """Read the member and have it placed. Damage is noted; raises what the target's disk says,
+    def put(self, reader: PartReader, records: Iterable[Recorded]) -> None:
+        """Read members and have them placed. Damage is noted; raises what the target's disk says,
         and OutsideTarget."""
-        self._put(reader, record, record.name)
+        for record in records:
+            self._put(reader, record, record.name)
 
     def settle(self) -> None:
         """Wait for the hands, and note what they could not place."""
         for turn, name, why, _ in self._hands.settle():
             self._note(turn, name, why)
 
-    def put_for_links(self, reader: PartReader, record: MemberRecord) -> None:
+    def put_for_links(self, reader: PartReader, record: Recorded) -> None:
         """The member is no one's wish but the target of links in `left`: place it under the first
         link's name."""
         self._put(reader, record, self.left[record.name][0])
@@ -162,17 +168,33 @@ class Putter:
             joining.new.abandon(keep=self._keep)
         self._joining.clear()
 
-    def _put(self, reader: PartReader, record: MemberRecord, name: bytes) -> None:
+    def _put(self, reader: PartReader, record: Recorded, name: bytes) -> None:
         try:
+            if isinstance(record, PlainRecord):
+                if not self._keep and name == record.name and self._plain(reader, record):
+                    return
+                record = record.in_full()
             if record.attributes.kind is Kind.HARDLINK:
                 self._hardlink(name, record.attributes.link)
             elif record.attributes.kind is Kind.FILE:
-                if self._keep or not self._small(reader, record, name):
-                    self._file(reader, record, name)
+                self._file(reader, record, name)
             else:
                 self._other(reader.member(record), name)
         except MediumError as error:
             self._damaged(name, str(error))
+
+    def _plain(self, reader: PartReader, record: PlainRecord) -> bool:
+        """An ordinary small file: nothing of it is written before its hash is known to be right.
+        False: its headers are not what they should be."""
+        places = reader.plain(record)
+        if places is None:
+            return False
+        check_plain(self._windows.memory, places, record)
+        self._hands.small(record.values, places, reader.windows)
+        self.bytes += record.values[-1]
+        if self._linked or self.left:
+            self._placed(record.name, record.name)
+        return True
 
     def _damaged(self, name: bytes, why: str) -> None:
         self._note(self._hands.turn, name, why)
@@ -205,18 +227,6 @@ class Putter:
             return
         self._hands.hardlink(name, source)
         self._placed(name, name)
-
-    def _small(self, reader: PartReader, record: MemberRecord, name: bytes) -> bool:
-        """An ordinary small file: nothing of it is written before its hash is known to be right.
-        False: it is none."""
-        places = reader.plain(record)
-        if places is None:
-            return False
-        check_plain(self._windows.memory, places, record)
-        self._hands.small(name, record.attributes, places, reader.windows)
-        self.bytes += record.stored
-        self._placed(name, record.name)
-        return True
 
     def _file(self, reader: PartReader, record: MemberRecord, name: bytes) -> None:
         link = record.attributes.link  # set where the data of another part's member are repeated

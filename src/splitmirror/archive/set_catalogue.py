@@ -94,21 +94,22 @@ def write_set_catalogue(
 ) -> int:
     """Write the tape file; gives its length in bytes.
 
-    `files` are the lines that `member_line(record, part)` gives, in the order of parts and members.
-    They go through a temporary file (in `scratch`), for a tar needs the length first. Raises what
-    the sink raises.
+    `files` is the text of the members' lines, cut anywhere, in the order of parts and members, as
+    the parts' manifests have it (`part.member_text`). It goes through a temporary file (in
+    `scratch`), for a tar needs the length first. Raises what the sink raises.
     """
+    parts = tuple(parts)
     tar = TarWriter(sink, block_size)
     head = set_document(backup_set)
     table = b"".join(part_line(part) for part in parts)
     tar.own(SET, len(head), (head,))
     tar.own(PARTS, len(table), (table,))
     with spool(scratch) as text:
-        digest, count = blake3(head + table), 0
-        for line in files:
-            digest.update(line)
-            text.write(line)
-            count += 1
+        digest = blake3(head + table)
+        for chunk in files:
+            digest.update(chunk)
+            text.write(chunk)
+        count = sum(part.members for part in parts)
         text.write(json_line({"members": count, "blake3": digest.hexdigest()}))
         tar.own(FILES, text.tell(), contents(text))
     return tar.close()

@@ -12,12 +12,15 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 from urllib.parse import quote
 
 from splitmirror.archive.manifest import PartRecord
+from splitmirror.archive.seeking import Recorded
 from splitmirror.catalog import patterns as naming
 from splitmirror.catalog import rows
 from splitmirror.catalog.rows import Located
@@ -30,6 +33,8 @@ WAIT_S: Final = 300  # for another run that records its set, of some millions of
 _REBUILD: Final = "If it is lost or damaged, 'splitmirror catalog rebuild' makes it from the media."
 
 _MEMBERS: Final = f"SELECT {', '.join(rows.MEMBER_COLUMNS)} FROM members WHERE set_number = "
+_STRETCH: Final = 1024  # members that are looked at ahead of those that are being restored
+_PART: Final = itemgetter(rows.MEMBER_COLUMNS.index("part"))
 _THE_SET: Final = "(SELECT number FROM sets WHERE set_id = ?)"
 
 
@@ -129,15 +134,32 @@ class Lookup:
         order of the medium, or by name; of one `part` only when that is given. Streams: a million
         take no more memory than ten."""
         wanted = naming.compiled(patterns)
-        ranges, values = _begins(wanted)
-        if part is not None:
-            ranges, values = f"{ranges} AND part = ?", [*values, part]
         order = "name, part, offset" if by_name else "part, offset"
-        query = f"{_MEMBERS}{_THE_SET} {ranges} ORDER BY {order}"
-        for member in self._stream(query, (set_id, *values)):
+        for member in self._stream(*self._query(set_id, wanted, order, part)):
             name = member.record.name
             if not wanted or any(pattern.matches(name) for pattern in wanted):
                 yield member
+
+    def stretches(
+        self, set_id: str, patterns: Sequence[bytes] = (), *, part: int | None = None
+    ) -> Iterator[tuple[int, list[Recorded]]]:
+        """The same members in the order of the medium, as a restore wants them: stretches of one
+        part, with its number, and each in the shortest form."""
+        wanted = naming.compiled(patterns)
+        query, values = self._query(set_id, wanted, "part, offset", part)
+        with translated(self._name):
+            cursor = self._connection.execute(query, values)
+            while some := cursor.fetchmany(_STRETCH):
+                for number, found in groupby(some, key=_PART):
+                    records = map(rows.recorded, found)
+                    yield (
+                        number,
+                        [
+                            record
+                            for record in records
+                            if not wanted or any(pattern.matches(record.name) for pattern in wanted)
+                        ],
+                    )
 
     def extent(self, set_id: str, patterns: Sequence[bytes] = ()) -> Extent:
         """How much the members are that match one of the patterns; none: the whole set."""
@@ -181,6 +203,14 @@ class Lookup:
         return [label for (label,) in self._rows("SELECT label FROM volumes ORDER BY label", ())]
 
     # --- inside
+
+    def _query(
+        self, set_id: str, wanted: Sequence[naming.Pattern], order: str, part: int | None
+    ) -> tuple[str, list[object]]:
+        ranges, values = _begins(wanted)
+        if part is not None:
+            ranges, values = f"{ranges} AND part = ?", [*values, part]
+        return f"{_MEMBERS}{_THE_SET} {ranges} ORDER BY {order}", [set_id, *values]
 
     def _phases(self, number: int) -> list[Phase]:
         query = "SELECT name, began_s, seconds FROM phases WHERE set_number = ? ORDER BY ordinal"

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from splitmirror.archive.manifest import MemberRecord, PartRecord
+from splitmirror.archive.seeking import WHOLE, PlainRecord, Recorded
 from splitmirror.model import (
     Attributes,
     BackupSet,
@@ -190,19 +191,22 @@ def member_columns(part: int, record: MemberRecord) -> dict[str, object]:
 
 
 # In the order in which as_member takes them: a million rows are read by position, not by name.
+# What an ordinary file has stands first.
 MEMBER_COLUMNS = (
-    *("part", "kind", "mode", "uid", "gid", "whole", "mtime_ns", "link", "rdev", "xattrs"),
-    *("name", "offset", "size", "stored", "blake3", "map", "origin", "title"),
-    *("piece", "pieces", "piece_offset"),
+    *("part", "offset", "kind", "piece", "link", "stored"),
+    *("name", "mode", "uid", "gid", "mtime_ns", "xattrs", "size", "blake3"),
+    *("whole", "rdev", "map", "origin", "title", "pieces", "piece_offset"),
 )
+_ORDINARY = MEMBER_COLUMNS.index("whole")
+_FILE = Kind.FILE.value
 _KINDS = {kind.value: kind for kind in Kind}
 _ORIGINS = {origin.value: origin for origin in Origin}
 
 
 def as_member(row: Sequence[Any]) -> Located:
     """The member of a row with MEMBER_COLUMNS."""
-    part, kind, mode, uid, gid, whole, mtime_ns, link, rdev, xattrs, *rest = row
-    name, offset, size, stored, blake3, map_digest, origin, title, piece, pieces, begin = rest
+    part, offset, kind, piece, link, stored, name, mode, uid, gid, mtime_ns, xattrs, *rest = row
+    size, blake3, whole, rdev, map_digest, origin, title, pieces, begin = rest
     attributes = Attributes(
         kind=_KINDS[kind],
         mode=mode,
@@ -227,6 +231,16 @@ def as_member(row: Sequence[Any]) -> Located:
         title=title,
     )
     return Located(part, record)
+
+
+def recorded(row: Sequence[Any]) -> Recorded:
+    """The same in the shortest form."""
+    _, offset, kind, piece, link, stored, name, *rest = row[:_ORDINARY]
+    mode, uid, gid, mtime_ns, xattrs, size, blake3 = rest
+    if kind == _FILE and stored == size <= WHOLE and piece is None and not link:
+        values = (name, mode, uid, gid, mtime_ns, _unpacked(xattrs) if xattrs else (), size)
+        return PlainRecord(offset, values, blake3)
+    return as_member(row).record
 
 
 _LENGTHS = struct.Struct("<II")  # of an extended attribute's name and value, which follow

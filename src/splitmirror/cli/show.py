@@ -44,7 +44,10 @@ def print_findings(findings: Sequence[Finding]) -> None:
             print(f"         {found.problem}")
             print(f"         what to do: {found.problem.hint}")
     stopping = sum(f.problem is not None and not f.warning for f in findings)
-    print(f"\n{stopping} of these would stop a backup" if stopping else "\nready for a backup")
+    warnings = sum(f.problem is not None and f.warning for f in findings)
+    also = f" ({warnings} warning{'s'[: warnings > 1]})" if warnings else ""
+    told = f"{stopping} of these would stop a backup" if stopping else "ready for a backup"
+    print(f"\n{told}{also}")
 
 
 def print_set(shown: BackupSet) -> None:

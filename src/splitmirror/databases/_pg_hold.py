@@ -28,6 +28,7 @@ from splitmirror.databases._pg_session import Connection, bounded, connect
 from splitmirror.errors import DatabaseError, DeadlineExceeded, HoldBroken, NoRoom
 from splitmirror.model import Session
 from splitmirror.system import process
+from splitmirror.system.deadline import uninterrupted
 
 _STOP_S = 60.0  # pg_backup_stop writes two records and switches the segment
 _LABEL_MODE = 0o600  # file_perm.h, PG_FILE_MODE_OWNER
@@ -90,9 +91,10 @@ def _session(target: Target) -> Iterator[tuple[Connection, Processes]]:
         found = processes_of(connection, target.places.data)
         yield connection, found
     finally:
-        connection.close()
-        if found is not None:
-            process.wait_gone(found.session.pid, found.session.start_ticks, _LEAVE_S)
+        with uninterrupted():
+            connection.close()
+            if found is not None:
+                process.wait_gone(found.session.pid, found.session.start_ticks, _LEAVE_S)
 
 
 @contextmanager

@@ -48,7 +48,7 @@ def pooler(server: Server) -> Finding:
             hint="Point `dsn` at the server's own socket or port.",
             pooler=name,
         )
-    return Finding(what="direct connection", problem=problem)
+    return Finding(what="connection straight to the server", problem=problem)
 
 
 def rights(server: Server, mode: Mode) -> Finding:
@@ -61,7 +61,7 @@ def rights(server: Server, mode: Mode) -> Finding:
             hint=" ".join(missing),
             role=server.rights.role,
         )
-    return Finding(what=f"role {server.rights.role}", problem=problem)
+    return Finding(what=f"rights of role {server.rights.role}", problem=problem)
 
 
 def _missing(server: Server, mode: Mode) -> Iterator[str]:

@@ -54,6 +54,7 @@ def connect(dsn: str, os_user: str = "", *, database: str = "", limit_s: float =
 def unreachable(error: Exception) -> DatabaseUnreachable:
     """No connection, or it broke; in the server's own words."""
     said = " ".join(str(error).split()) or type(error).__name__
+    said = said.removeprefix("connection failed: ").removeprefix("connection is bad: ")
     return DatabaseUnreachable(
         f"PostgreSQL cannot be reached: {said}", hint=_pg_refusals.advice(error)
     )

@@ -86,8 +86,9 @@ class Changes:
         self._stack.close()
 
     def arm(self, trees: Sequence[Tree]) -> None:
-        """Note what changes on the filesystems of the trees from here on. Where that cannot be had,
-        `state` says why; it raises nothing."""
+        """Note what changes on the filesystems of the trees from here on, and only there. Where
+        that cannot be had, `state` says why; it raises nothing."""
+        self.close()
         self._trees = tuple(trees)
         self.state, where = ARMED, ""
         try:

@@ -347,14 +347,18 @@ class QsdMirror:
     # --- what would make a split unsafe
 
     def preflight(self, filesystems: Sequence[Filesystem]) -> list[Finding]:
-        findings = [_finding("mirror", self._check_ready)]
+        findings = [_finding("daemon of the mirror", self._check_ready)]
         for disk in self._disks:
-            findings.append(_finding(f"room of {disk.mirror}", partial(_check_leg, disk)))
+            findings.append(
+                _finding(f"room of the mirror {disk.mirror}", partial(_check_leg, disk))
+            )
             findings.append(_primary_room(disk))
         for filesystem in filesystems:
             where = filesystem.mountpoint
-            findings.append(_finding(f"place of {where}", partial(self._check_place, filesystem)))
-            findings.append(_finding(f"options of {where}", partial(_check_options, filesystem)))
+            findings.append(_finding(f"disk below {where}", partial(self._check_place, filesystem)))
+            findings.append(
+                _finding(f"mount options of {where}", partial(_check_options, filesystem))
+            )
         return findings
 
     def _check_ready(self) -> None:
@@ -394,7 +398,7 @@ def _check_leg(disk: StackDisk) -> None:
 
 def _primary_room(disk: StackDisk) -> Finding:
     """A warning when the primary could not get all the blocks that it lacks."""
-    what = f"room of {disk.primary}"
+    what = f"room of the primary {disk.primary}"
     if not disk.primary.exists():
         return Finding(what=what, problem=not_ready(f"there is no primary {disk.primary}"))
     need, free = images.unallocated(disk.primary), images.free_room(disk.primary)

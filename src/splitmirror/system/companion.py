@@ -19,6 +19,7 @@ from types import TracebackType
 from splitmirror.errors import DeadlineExceeded, ProgramFailed
 from splitmirror.model import Session
 from splitmirror.system import process
+from splitmirror.system.deadline import uninterrupted
 
 _LONGEST_ANSWER = 1 << 20
 _LEAVE_S = 5.0  # a companion exits at end of file at once; one that hangs is killed
@@ -97,6 +98,7 @@ class Companion:
             pid=self._process.pid,
         )
 
+    @uninterrupted()
     def close(self) -> None:
         """Give it end of file and wait; one that does not go is killed. Harmless a second time."""
         assert self._process.stdin is not None and self._process.stdout is not None

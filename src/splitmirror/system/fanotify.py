@@ -30,7 +30,9 @@ _REPORT_DFID_NAME: Final = 0x400 | 0x800
 _INIT: Final = _CLOEXEC | _NONBLOCK | _UNLIMITED_MARKS | _REPORT_FID | _REPORT_DFID_NAME
 
 _MARK_ADD: Final = 0x1
+_MARK_FLUSH: Final = 0x80
 _MARK_FILESYSTEM: Final = 0x100
+_NOWHERE: Final = -100  # AT_FDCWD, where no file is named
 _MODIFY: Final = 0x2
 _MOVED: Final = 0x40 | 0x80  # from and to
 _CREATE: Final = 0x100
@@ -107,11 +109,16 @@ class Watch:
         self._thread.start()
 
     def stop(self) -> Told:
-        """Every name that changed until now. What is told later is not taken."""
+        """Every name that changed until now. Nothing is watched any more."""
         self._end_thread()
         if self._fd >= 0:
             self._take()
+            self._disarm()
         return self._told
+
+    def _disarm(self) -> None:
+        """Have the kernel make no more notes: nobody would take them."""
+        libc.fanotify_mark(self._fd, _MARK_FLUSH | _MARK_FILESYSTEM, 0, _NOWHERE)
 
     def close(self) -> None:
         """A second call is harmless."""
@@ -155,6 +162,7 @@ class Watch:
             self.lost = f"the kernel's notes cannot be read: {error.strerror}"
         if self.lost:
             self._told = Told({}, set())
+            self._disarm()
 
     def _read(self) -> bytes:
         try:
@@ -173,9 +181,9 @@ def parse(notes: bytes) -> Iterator[Note]:
             raise NotUnderstood(f"this kernel's notes are of version {version}")
         if mask & _OVERFLOW:
             raise NotUnderstood("the kernel's queue of notes overflowed")
-        kind, size, fsid, handle_size = _INFO.unpack_from(notes, at + told)
-        if told + size > length or kind != _DFID_NAME:
+        if told == length or notes[at + told] != _DFID_NAME:
             raise NotUnderstood("a file changed of which the kernel knows no name")
+        _, size, fsid, handle_size = _INFO.unpack_from(notes, at + told)
         begin = at + told + _INFO.size - 4
         end = begin + _HANDLE_HEAD + handle_size
         name = notes[end : at + told + size]

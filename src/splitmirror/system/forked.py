@@ -83,7 +83,7 @@ class Forked:
         return whole
 
     def kill(self) -> None:
-        """End it at once, whatever it is doing, and wait until it has. A second call is harmless."""
+        """End it at once and wait until it has ended. A second call is harmless."""
         if self._status is None:
             os.kill(self.pid, signal.SIGKILL)
             self.wait()

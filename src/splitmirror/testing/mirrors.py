@@ -22,9 +22,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import cast
 
 from splitmirror.errors import MirrorError, MirrorNotReady
-from splitmirror.mirrors import Attachable, Feature, Mirror
+from splitmirror.mirrors import Attachable, Feature, Mirror, Preparing
 from splitmirror.model import Leg, Volume
 from splitmirror.progress import silent
 
@@ -318,6 +319,55 @@ def an_instant_leg_is_complete_at_once(case: Case) -> None:
     split_id = case.split()
     with _harmless("asking an engine with INSTANT_LEG for its leg at once"):
         case.mirror.leg(split_id, 0.0)
+
+
+# --- a split that is prepared
+
+
+def _prepare(case: Case) -> str | None:
+    """Prepare a split under a new id; None for an engine that has nothing to prepare."""
+    if Feature.PREPARES not in case.mirror.features:
+        return None
+    split_id = f"check-{secrets.token_hex(4)}"
+    cast(Preparing, case.mirror).prepare_split(split_id)
+    return split_id
+
+
+@_contract
+def a_prepared_split_is_of_the_instant_of_the_split(case: Case) -> None:
+    if (split_id := _prepare(case)) is None:
+        return
+    case.scribble()
+    expected = case.primary()
+    case.mirror.split(split_id)
+    case.scribble()
+    _claim(case.leg(split_id) == expected, "the leg is not of the split but of its preparation")
+
+
+@_contract
+def preparing_parts_nothing_and_binds_to_nothing(case: Case) -> None:
+    if (split_id := _prepare(case)) is None:
+        return
+    _claim(case.mirror.state().split_id is None, "preparing a split has split the mirror")
+    with _harmless("to prepare a split twice"):
+        cast(Preparing, case.mirror).prepare_split(split_id)
+    with _harmless("to rejoin a split that was only prepared"):
+        case.mirror.rejoin(split_id)
+    with _harmless("to synchronize after a split was prepared"):
+        case.mirror.synchronize(silent)
+    expected = case.primary()
+    with _harmless("another split than the one that was prepared"):
+        other = case.split()
+    _claim(case.leg(other) == expected, "a split that was prepared spoils another one")
+
+
+@_contract
+def a_split_is_not_prepared_while_another_is_parted(case: Case) -> None:
+    if Feature.PREPARES not in case.mirror.features:
+        return
+    case.split()
+    with _refused("to prepare a split while another one is parted"):
+        _prepare(case)
 
 
 # --- rejoin
