@@ -59,6 +59,7 @@ from splitmirror.run import Run
 from splitmirror.stream.plan import Plan, plan_parts
 from splitmirror.stream.speed import measured_rate
 from splitmirror.system import filesystems
+from splitmirror.system.deadline import deadline
 from splitmirror.units import parse_size, show_size
 
 # A member's headers, its padding, its line in the manifest and again in the set's catalogue.
@@ -134,7 +135,7 @@ def backup(config: Config, watch: Watch = unwatched) -> BackupSet:
                 with run.phase("check", options.leg_deadline_s):
                     checked = check_released(config, tools, run.set_id, early, found)
             elif isinstance(checked, Shortened):
-                with run.phase("confirm", options.leg_deadline_s):
+                with deadline(options.leg_deadline_s, "confirming the maps against the leg"):
                     checked = confirm(config, run, tools, early, found, checked)
             plan, counts = plan_writing(run, trusted, found.layout, checked), checked.counts
             del early, found, checked  # their tables; what is read stands in the plan's

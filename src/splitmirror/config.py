@@ -11,21 +11,28 @@ import importlib
 import pkgutil
 import re
 import tomllib
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 
-from splitmirror.databases import Database
 from splitmirror.errors import ConfigError
-from splitmirror.media import Medium
-from splitmirror.mirrors import Mirror
 from splitmirror.model import Check, Cleanup, Mode
 from splitmirror.units import parse_size, size_setting
+
+if TYPE_CHECKING:
+    from splitmirror.databases import Database
+    from splitmirror.media import Medium
+    from splitmirror.mirrors import Mirror
 
 DEFAULT_PATH = Path("/etc/splitmirror.toml")
 _LONGEST_S = 1e9  # 31 years; a timer's clock counts nanoseconds in 63 bits
 Seam = Literal["mirrors", "databases", "media"]
+SEAMS: Final[dict[Seam, str]] = {"mirrors": "mirror", "databases": "database", "media": "medium"}
+"""The table of each seam's driver."""
+TO_READ: Final[tuple[Seam, ...]] = ("media",)
+TO_START: Final[tuple[Seam, ...]] = ("media", "databases")
 
 
 class BackupOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -140,8 +147,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return opened
 
 
-def load(path: Path) -> Config:
-    """Read and check a configuration, drivers' settings included. Raises ConfigError."""
+def load(path: Path, *, needed: Collection[Seam] = SEAMS.keys()) -> Config:
+    """Read and check a configuration, drivers' settings included. Raises ConfigError.
+
+    `needed`: the seams whose drivers will be opened; others are not looked at, so that a restore
+    needs no mirror, and does not wait for the libraries of a database.
+    """
     try:
         table = tomllib.loads(path.read_text())
     except FileNotFoundError:
@@ -155,22 +166,25 @@ def load(path: Path) -> Config:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not TOML: {error}", hint="Correct that line.") from error
     config: Config = _convert(table, Config, str(path))
-    for seam, name in (("mirrors", "mirror"), ("databases", "database"), ("media", "medium")):
-        _driver(seam, name, getattr(config, name))  # type: ignore[arg-type]
+    for seam in needed:
+        _driver(seam, SEAMS[seam], getattr(config, SEAMS[seam]))
     return config
 
 
 def drivers(seam: Seam, *, for_tests: bool = False) -> list[str]:
     """The names of the drivers of a seam that a configuration may name; with `for_tests` also those
     that tests alone open, whose modules say `FOR_TESTS = True`."""
+    return [name for name in _modules(seam) if _is_driver(seam, name, for_tests)]
+
+
+def _modules(seam: Seam) -> list[str]:
+    """The names of what may be drivers of a seam."""
     package = importlib.import_module(f"splitmirror.{seam}")
     names = [module.name for module in pkgutil.iter_modules(package.__path__)]
-    return [
-        name for name in names if not name.startswith("_") and _is_driver(seam, name, for_tests)
-    ]
+    return [name for name in names if not name.startswith("_")]
 
 
-def _is_driver(seam: Seam, name: str, for_tests: bool) -> bool:
+def _is_driver(seam: Seam, name: str, for_tests: bool = False) -> bool:
     module = importlib.import_module(f"splitmirror.{seam}.{name}")
     return hasattr(module, "Settings") and (for_tests or not getattr(module, "FOR_TESTS", False))
 
@@ -178,7 +192,7 @@ def _is_driver(seam: Seam, name: str, for_tests: bool) -> bool:
 def _driver(seam: Seam, table: str, values: dict[str, Any]) -> tuple[Any, Any]:
     """The driver's module and its settings, checked."""
     name = values.get("driver")
-    if not isinstance(name, str) or not name.isidentifier() or name not in drivers(seam):
+    if not isinstance(name, str) or name not in _modules(seam) or not _is_driver(seam, name):
         raise ConfigError(
             f"[{table}] driver = {name!r} is not known",
             hint=f"Take one of: {', '.join(drivers(seam))}.",

@@ -18,7 +18,7 @@ from time import monotonic
 from typing import Generic, TypeVar
 
 from splitmirror.archive.clearing import needed, room
-from splitmirror.catalog import Catalog
+from splitmirror.catalog import Lookup
 from splitmirror.databases import Database, RunningCopy
 from splitmirror.errors import CopyFailed, NoRoom
 from splitmirror.media import Medium
@@ -67,7 +67,7 @@ class DrillReport(Generic[T]):
 
 def drill(
     medium: Medium,
-    catalog: Catalog,
+    catalog: Lookup,
     set_id: str,
     database: Database,
     *,
@@ -108,7 +108,7 @@ def drill(
     )
 
 
-def originals(catalog: Catalog, backup_set: BackupSet) -> tuple[Path, ...]:
+def originals(catalog: Lookup, backup_set: BackupSet) -> tuple[Path, ...]:
     """Every place that the copy must not see: the trees' original paths, configuration files off
     them, and the directories of these unless they are everybody's."""
     roots = roots_of(catalog, backup_set, None)

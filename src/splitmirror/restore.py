@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from splitmirror.archive.ahead import Windows
 from splitmirror.archive.clearing import clear, require_empty, require_room, require_unused
@@ -34,12 +35,14 @@ from splitmirror.archive.seeking import (
 )
 from splitmirror.catalog import Lookup
 from splitmirror.catalog.looking import Extent
-from splitmirror.databases import Database
 from splitmirror.errors import ConfigError, NoSuchFile, NoSuchSet, VerifyFailed
 from splitmirror.media import Medium
 from splitmirror.media.walking import VolumeReader
 from splitmirror.model import BackupSet, Kind
 from splitmirror.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from splitmirror.databases import Database
 
 OUTSIDE = b"outside"  # members below it: configuration files, named by their absolute paths
 _LISTED = 20  # damaged files that a message names

@@ -222,18 +222,20 @@ def killed_in_its_drill(lab: Lab, place: Path) -> tuple[Path, int, int]:
 
 
 def test_what_a_killed_drill_left_is_taken_away_by_recover_and_by_the_next_drill(
-    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    left, pid, ticks = killed_in_its_drill(lab, tmp_path)
+    place = lab.base / "drills"  # where the server's own user may go
+    place.mkdir()
+    monkeypatch.setenv("TMPDIR", str(place))
+    left, pid, ticks = killed_in_its_drill(lab, place)
     assert f"took away {left}," in run(lab, "recover")
     assert not process.alive(pid, ticks)
-    assert list(tmp_path.iterdir()) == []
-    left, pid, ticks = killed_in_its_drill(lab, tmp_path)
+    assert list(place.iterdir()) == []
+    left, pid, ticks = killed_in_its_drill(lab, place)
     run(lab, "drill")
     assert not process.alive(pid, ticks)
-    assert list(tmp_path.iterdir()) == []
-    left, pid, ticks = killed_in_its_drill(lab, tmp_path)
+    assert list(place.iterdir()) == []
+    left, pid, ticks = killed_in_its_drill(lab, place)
     assert run_json(lab, "recover") == {"runs": [], "scratch": [str(left)]}
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from splitmirror import errors
+from splitmirror.cli import output
 from splitmirror.cli.output import Line, plain, print_error, printable
 from splitmirror.errors import NoRoom, SplitmirrorError
 from splitmirror.model import Attributes, Kind
@@ -86,6 +87,20 @@ def test_the_progress_line_ends_once_and_says_rate_share_and_time_left(
     assert said.count("\n") == 1
     assert "50.0 MiB of 100.0 MiB (50 %), 5.0 MiB/s, 10.0 s left" in said
     assert said.endswith("100.0 MiB of 100.0 MiB (100 %), 5.0 MiB/s\n")
+
+
+def test_a_step_that_reads_nothing_is_told_in_files(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output, "REDRAW_S", 0)
+    line = Line("map")
+    line(12_345, 0)
+    line(23_456, 23_456)
+
+    told = capsys.readouterr().err
+    assert "map: 12,345 files" in told
+    assert "map: 23,456 files of 23,456 files (100 %)" in told
+    assert told.endswith("\n")
 
 
 def test_the_first_bytes_are_no_ground_for_a_guess(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from splitmirror.databases import Keep, keep_all
-from splitmirror.errors import MirrorError, NotOnMirror
+from splitmirror.errors import DeviceFailed, MirrorError, NotOnMirror
 from splitmirror.extents.known import SETTLED_NS, Known
 from splitmirror.extents.rescan import rescan
 from splitmirror.extents.scan import scan
 from splitmirror.extents.table import FileTable
 from splitmirror.extents.views import PrimaryView
 from splitmirror.model import Extent, ExtentMap, Filesystem, Kind, Tree
+from splitmirror.system import fiemap, libc
 
 
 @pytest.fixture
@@ -44,6 +45,19 @@ def tree(path: Path, name: bytes = b"data") -> Tree:
 
 
 Keeper = Callable[[bytes], Keep]
+
+
+def flush(root: Path) -> None:
+    """What is written back later has another map then. Skips where files have no maps."""
+    fd = os.open(root, os.O_RDONLY)
+    libc.syncfs(fd)
+    os.close(fd)
+    (root.parent / "probe").write_bytes(b"x")
+    with (root.parent / "probe").open("rb") as probe:
+        try:
+            fiemap.fiemap(probe.fileno(), 1)
+        except DeviceFailed:
+            pytest.skip("the folder for tests lies on a filesystem without extents")
 
 
 def looked_at(*trees: Tree, keep: Keeper = keep_all, xattrs: bool = False) -> FileTable:
@@ -250,6 +264,48 @@ def test_no_descriptor_is_left_open(root: Path) -> None:
         looked_at(tree(root), keep=fails)
 
     assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_file_costs_four_system_calls_and_one_question_whether_it_is_wanted(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "d").mkdir()
+    for at in range(200):
+        (root / "d" / str(at)).write_bytes(b"x")
+    flush(root)
+    made = dict.fromkeys(("open", "fstat", "stat", "close", "listxattr", "map", "keep"), 0)
+
+    def counted(what: str, plain: Callable[..., object]) -> Callable[..., object]:
+        def call(*arguments: object, **named: object) -> object:
+            made[what] += 1
+            return plain(*arguments, **named)
+
+        return call
+
+    def scanned(keep: Keeper) -> dict[str, int]:
+        made.update(dict.fromkeys(made, 0))
+        told: list[tuple[int, int]] = []
+        trees = (tree(root),)
+        with monkeypatch.context() as patched:
+            for what in ("open", "fstat", "stat", "close", "listxattr"):
+                patched.setattr(os, what, counted(what, getattr(os, what)))
+            patched.setattr(fiemap, "ioctl", counted("map", fiemap.ioctl))
+            view = PrimaryView(trees)
+            table = scan(view, trees, keep, progress=lambda *how: told.append(how))
+        assert told[-1] == (len(table), len(table)) == (202, 202)
+        return dict(made)
+
+    few = 10  # for two directories and the tree
+    asked = scanned(counted("keep", lambda name: Keep.KEEP))  # type: ignore[arg-type]
+    whole = scanned(counted("keep", keep_all))  # type: ignore[arg-type]
+
+    for calls in (asked, whole):
+        assert calls["map"] == 200
+        for what in ("open", "fstat", "close"):
+            assert 200 <= calls[what] <= 200 + few, what
+        assert calls["stat"] + calls["listxattr"] == 0
+    assert asked["keep"] <= 200 + few
+    assert whole["keep"] <= few
 
 
 # --- rescan: what changed since

@@ -129,3 +129,14 @@ def test_a_mount_belongs_to_the_set_unless_it_or_a_directory_above_is_left_out()
     assert wanted(b"data", b"data/more/mnt", keep)
     for name in (b"data/stat", b"data/stat/deeper", b"data/tmp/x/y"):
         assert not wanted(b"data", name, keep)
+
+
+def test_what_is_in_a_whole_directory_is_wanted_without_asking() -> None:
+    asked: list[bytes] = []
+
+    def keep(name: bytes) -> Keep:
+        asked.append(name)
+        return Keep.WHOLE if name == b"data/all" else Keep.KEEP
+
+    assert wanted(b"data", b"data/all/deeper/mnt", keep)
+    assert asked == [b"data", b"data/all"]

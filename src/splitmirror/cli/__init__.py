@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import sys
-import traceback
 from types import FrameType
 
 from splitmirror.cli.output import print_error, print_error_document
@@ -60,6 +59,8 @@ def _say_interrupted(error: BaseException, as_json: bool) -> None:
 
 def _say_defect(error: Exception, as_json: bool) -> None:
     """An error that nobody translated is one of the program: all of it is shown."""
+    import traceback  # not for a command that goes well
+
     traceback.print_exception(error)
     message = f"an error of the program itself: {type(error).__name__}: {error}"
     hint = "Please report it with the lines above. `splitmirror doctor` tells whether all is well."

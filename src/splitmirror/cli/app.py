@@ -22,10 +22,9 @@ from splitmirror.config import Config
 from splitmirror.errors import MirrorError, NeedsRecovery
 from splitmirror.mirrors import Attachable, Mirror
 from splitmirror.preflight import require_root
-from splitmirror.run import take_lock, unfinished
 
 if TYPE_CHECKING:
-    from splitmirror.catalog import Catalog
+    from splitmirror.catalog import Lookup
 
 app = typer.Typer(
     name="splitmirror",
@@ -110,7 +109,7 @@ def backup(path: ConfigPath = DEFAULT, json: Json = False) -> None:
 @app.command(name="list")
 def list_sets(path: ConfigPath = DEFAULT, json: Json = False) -> None:
     """List the backup sets, newest last."""
-    with _catalog(config.load(path)) as catalog:
+    with _catalog(config.load(path, needed=())) as catalog:
         sets = catalog.sets()
     if json:
         print_json({"sets": sets})
@@ -127,7 +126,7 @@ def show(
     json: Json = False,
 ) -> None:
     """Show a set: phases, write pause, and with --files or PATTERNS what is in it."""
-    with _catalog(config.load(path)) as catalog:
+    with _catalog(config.load(path, needed=())) as catalog:
         found = catalog.get(set_id)
         wanted = [pattern.encode(errors="surrogateescape") for pattern in patterns or ()]
         members = catalog.members(found.set_id, wanted) if files or wanted else iter(())
@@ -159,7 +158,7 @@ def restore(
 
     if (to is None) == (not in_place):
         raise typer.BadParameter("say where: --to DIRECTORY, or --in-place for the original place")
-    loaded = config.load(path)
+    loaded = config.load(path, needed=config.TO_READ if patterns else config.TO_START)
     with _catalog(loaded) as catalog:
         found = catalog.get(set_id)
         report = run_restore(
@@ -186,7 +185,7 @@ def verify(set_id: SetId = "latest", path: ConfigPath = DEFAULT, json: Json = Fa
     """Read a set back and check every hash."""
     from splitmirror.verify import verify as run_verify
 
-    loaded = config.load(path)
+    loaded = config.load(path, needed=config.TO_READ)
     with _catalog(loaded) as catalog:
         found = catalog.get(set_id)
     report = run_verify(loaded.open_medium(), found.set_id, progress=terminal_watch("verify"))
@@ -204,7 +203,7 @@ def drill(set_id: SetId = "latest", path: ConfigPath = DEFAULT, json: Json = Fal
     from splitmirror.drill import drill as run_drill
 
     require_root()
-    loaded = config.load(path)
+    loaded = config.load(path, needed=config.TO_START)
     with _catalog(loaded) as catalog:
         report: DrillReport[None] = run_drill(
             loaded.open_medium(),
@@ -227,7 +226,7 @@ def rebuild(path: ConfigPath = DEFAULT, json: Json = False) -> None:
     from splitmirror.catalog import Catalog
     from splitmirror.catalog.rebuild import record_sets
 
-    loaded = config.load(path)
+    loaded = config.load(path, needed=config.TO_READ)
     medium = loaded.open_medium()
     # the volume first: without it no empty catalogue is left that looks like a good one
     with loaded_volume(medium) as volume, Catalog.open(loaded.catalog_path) as catalog:
@@ -327,16 +326,18 @@ def release(path: ConfigPath = DEFAULT, json: Json = False) -> None:
         print("\n".join(done) or "nothing was held")
 
 
-def _catalog(loaded: Config) -> Catalog:
-    from splitmirror.catalog import Catalog
+def _catalog(loaded: Config) -> Lookup:
+    from splitmirror.catalog import Lookup
 
-    return Catalog.open(loaded.catalog_path, must_exist=True)
+    return Lookup.open_to_read(loaded.catalog_path)
 
 
 @contextmanager
 def _alone(loaded: Config) -> Iterator[None]:
     """No backup of the source goes on, and none that was cut off still needs its leg. Raises Busy,
     NeedsRecovery."""
+    from splitmirror.run import take_lock, unfinished
+
     lock_fd = take_lock(loaded.state, loaded.source)
     try:
         if cut_off := unfinished(loaded.state, loaded.source):

@@ -55,8 +55,9 @@ class Layout:
     """Which files make up the database right now, and how they are named and ordered.
 
     `keep` and `order` are called with a member name in the set (b"data/base/5/1259"); keep also
-    for directories; a left-out directory is not entered. `order` gives tuples that compare with one
-    another whatever the names are; a directory must come before what it holds.
+    for directories; a left-out directory is not entered, and of what is in a WHOLE one it is not
+    asked. `order` gives tuples that compare with one another whatever the names are; a directory
+    must come before what it holds.
     `outside`: files off the roots, copied from the primary: (name in the set, path). `bare`:
     directories off them, each before what it holds, of which the set has only themselves: places of
     what the redo log brings. Neither needs to be on the mirror.
