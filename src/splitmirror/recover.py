@@ -12,15 +12,18 @@ from pathlib import Path
 from splitmirror import journal, writing
 from splitmirror.backup import Seen, Tools, check_leg, clean_up, opened, plan_writing, write
 from splitmirror.config import Config
-from splitmirror.errors import JournalDamaged, LegError
+from splitmirror.errors import Busy, JournalDamaged, LegError
 from splitmirror.extents.table import FileTable
-from splitmirror.guard import release_by_hand
+from splitmirror.guard import release_by_hand, wait_for_guards
 from splitmirror.journal import Record
 from splitmirror.model import BackupSet, MapCounts, Session
 from splitmirror.preflight import stop_at_first
 from splitmirror.progress import Watch, unwatched
 from splitmirror.run import Run, ended, unfinished
 from splitmirror.stream.plan import Plan
+
+# It waits 2 s for the sessions that it ended; the rest takes milliseconds.
+_GUARD_ENDS_S = 15.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +65,7 @@ def _recover_one(config: Config, directory: Path, watch: Watch, give_up: bool) -
         if ended(records):
             return Recovered(set_id=run.set_id, finished=None, done=("it has ended meanwhile",))
         done = release_by_hand(frozen_by(records), sessions_of(records), None)
+        see_the_guard_gone(directory)
         with opened(config) as tools:
             try:
                 finished = None if give_up else _finish(config, run, tools, records, watch)
@@ -73,6 +77,17 @@ def _recover_one(config: Config, directory: Path, watch: Watch, give_up: bool) -
             else:
                 done.append(_throw_away(run, tools))
         return Recovered(set_id=run.set_id, finished=finished, done=tuple(done))
+
+
+def see_the_guard_gone(directory: Path) -> None:
+    """The dead run's guard may still be at work, and leaves its record in `directory` last. Raises
+    Busy when it does not come to its end."""
+    if not wait_for_guards(directory, _GUARD_ENDS_S):
+        raise Busy(
+            f"the guard of the run {directory.name} is still at work",
+            hint="Everything was thawed and released. Look for a stopped process `split-guard` "
+            "(`pgrep split-guard`), end it with `kill -9`, and run `splitmirror recover` again.",
+        )
 
 
 def _finish(

@@ -51,14 +51,16 @@ def lab() -> Iterator[Lab]:
 def running(lab: Lab, kind: str, mode: Mode) -> Iterator[PostgreSQL | SQLite]:
     """A small database in the lab, running; gone when the block is left."""
     subject = PostgreSQL(lab) if kind == "postgresql" else SQLite(lab, mode)
-    subject.create()
-    with subject.running():
-        subject.fill(4 << 20)
-        yield subject
-    for disk in lab.disks:
-        for path in lab.mountpoint(disk.name).iterdir():
-            if path.name in ("pg", "pg_wal", "db"):
-                shutil.rmtree(path)
+    try:
+        subject.create()
+        with subject.running():
+            subject.fill(4 << 20)
+            yield subject
+    finally:  # one that failed must not spoil the next
+        for disk in lab.disks:
+            for path in lab.mountpoint(disk.name).iterdir():
+                if path.name in ("pg", "pg_wal", "db"):
+                    shutil.rmtree(path)
 
 
 def configured(lab: Lab, subject: PostgreSQL | SQLite, mode: Mode, check: str) -> Config:

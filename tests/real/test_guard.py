@@ -25,7 +25,7 @@ from tests.real.loopfs import (
 
 import splitmirror
 from splitmirror.errors import DeviceFailed, GuardLost, HoldBroken
-from splitmirror.guard import Guard, read_record, wire
+from splitmirror.guard import Guard, read_record, wait_for_guards, wire
 from splitmirror.model import Session
 from splitmirror.system import process, programs
 
@@ -254,6 +254,12 @@ def test_a_full_disk_for_the_record_does_not_hold_up_the_thaw(disk: LoopFs, tmp_
         assert read_record(small / "guard.json") is None
     finally:
         programs.run(["umount", str(small)], timeout_s=10)
+
+
+def test_a_living_guard_can_be_waited_for(disk: LoopFs, tmp_path: Path) -> None:
+    with Guard([disk.mountpoint], tmp_path / "guard.json"):
+        assert not wait_for_guards(tmp_path, 0.1)
+    assert wait_for_guards(tmp_path, 0)
 
 
 def test_a_guard_that_is_let_go_leaves_nothing(disk: LoopFs, tmp_path: Path) -> None:

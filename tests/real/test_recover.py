@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -20,6 +22,7 @@ from splitmirror.catalog import Catalog
 from splitmirror.config import Config
 from splitmirror.demo.lab import Disk, Lab, configuration, lab_at
 from splitmirror.errors import Busy, CatalogError, JournalDamaged, LegError, WrongMedium
+from splitmirror.guard import wait_for_guards
 from splitmirror.recover import recover, release
 from splitmirror.run import Run, unfinished
 from splitmirror.verify import verify
@@ -221,3 +224,22 @@ def test_a_failed_run_keeps_nothing_but_its_journal(
     (failed,) = set((loaded.state / "runs").iterdir()) - before
     assert [path.name for path in failed.iterdir()] == ["journal"]
     assert unfinished(loaded.state, loaded.source) == []
+
+
+def test_it_waits_for_the_dead_runs_guard_which_leaves_its_record_last(
+    lab: Lab, loaded: Config
+) -> None:
+    killed_behind(lab, "part", 1)
+    (directory,) = unfinished(loaded.state, loaded.source)
+    assert wait_for_guards(directory, 15)  # its own; a slower one in its place
+    slow = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.flock(slow, fcntl.LOCK_SH)
+
+    def ends() -> None:
+        (directory / "guard.json").write_text("{}")
+        os.close(slow)
+
+    threading.Timer(0.5, ends).start()
+    (recovered,) = recover(loaded)
+    assert recovered.finished is not None
+    assert [path.name for path in directory.iterdir()] == ["journal"]

@@ -70,10 +70,10 @@ def test_wrong_usage_is_a_document_too() -> None:
 
 
 def test_an_error_of_the_program_itself_is_told_in_full_and_as_a_document(tmp_path: Path) -> None:
-    broken = "import splitmirror.config as c\ndef fail(path): raise OSError(5, 'surprise')\n"
+    broken = "import splitmirror.config as c\ndef fail(path, **_): raise OSError(5, 'surprise')\n"
     done = command("list", "--json", before=broken + "c.load = fail")
     assert done.returncode == DEFECT
-    assert "Traceback" in done.stderr
+    assert "Traceback" in done.stderr and "surprise" in done.stderr
     assert "Please report it" in done.stderr
     assert document(done)["kind"] == "Defect"
 
@@ -81,7 +81,7 @@ def test_an_error_of_the_program_itself_is_told_in_full_and_as_a_document(tmp_pa
 def test_an_interrupt_says_what_could_not_be_put_right() -> None:
     broken = (
         "import splitmirror.config as c\n"
-        "def fail(path):\n"
+        "def fail(path, **_):\n"
         "    error = KeyboardInterrupt(); error.add_note('the leg is still split'); raise error\n"
     )
     done = command("list", "--json", before=broken + "c.load = fail")

@@ -22,6 +22,6 @@ locked in memory, and writes its record last.
 
 from splitmirror.guard.backup_end import Guard
 from splitmirror.guard.by_hand import release_by_hand
-from splitmirror.guard.record import Released, Thawed, read_record
+from splitmirror.guard.record import Released, Thawed, read_record, wait_for_guards
 
-__all__ = ["Guard", "Released", "Thawed", "read_record", "release_by_hand"]
+__all__ = ["Guard", "Released", "Thawed", "read_record", "release_by_hand", "wait_for_guards"]

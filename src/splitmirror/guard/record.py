@@ -1,12 +1,20 @@
-"""What the guard leaves behind when it has stepped in: a JSON document, replaced atomically."""
+"""What the guard leaves behind when it has stepped in: a JSON document, replaced atomically.
+
+While a guard lives it holds a shared flock(2) on the record's directory, so that whoever takes that
+directory up after a crash can wait for it to be done.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import json
 import os
+import time
 from pathlib import Path
+
+_LOOK_AGAIN_S = 0.02
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,14 +60,32 @@ def read_record(record: Path) -> Released | None:
     return Released(**facts)
 
 
+def wait_for_guards(directory: Path, seconds: float) -> bool:
+    """Wait until no guard that leaves its record in `directory` lives. False: one still does after
+    so many seconds. Raises OSError when the directory cannot be opened."""
+    until = time.monotonic() + seconds
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            if time.monotonic() > until:
+                return False
+            time.sleep(_LOOK_AGAIN_S)
+    finally:
+        os.close(fd)
+
+
 class RecordFile:
     """Where the record goes. Its directory is opened beforehand, so that writing it needs no path
-    to be walked."""
+    to be walked; the lock on it goes with the process."""
 
     def __init__(self, path: str) -> None:
         """Raises OSError when the directory cannot be opened."""
         directory, self._name = os.path.split(path)
         self._directory = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(self._directory, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
     def write(self, released: Released) -> None:
         """Replace the record, durably. A disk that is full or gone is passed over: nobody is left
