@@ -493,12 +493,17 @@ def fingerprint(*places: Path) -> dict[str, tuple[int, ...] | str]:
 
 @contextlib.contextmanager
 def untouched(live: Whole) -> Iterator[None]:
-    """The running original is the same file for file, before and after."""
+    """The running original is the same file for file, before and after; but for the segment that
+    it writes its own log to, a line every 15 s at the most (LogStandbySnapshot)."""
     live.do("CHECKPOINT")
     places = (live.data, live.wal, *live.spaces, live.etc, live.sockets)
+    ((segment,),) = live.do("SELECT pg_walfile_name(pg_current_wal_insert_lsn())")
     before = fingerprint(*places)
     yield
-    assert fingerprint(*places) == before
+    after = fingerprint(*places)
+    for found in (before, after):
+        assert found.pop(str(live.wal / segment))
+    assert after == before
 
 
 @contextlib.contextmanager
@@ -730,6 +735,7 @@ def test_wal_that_max_slot_wal_keep_size_gave_up_voids_the_backup(live: Whole) -
     assert live.do("SELECT count(*) FROM pg_replication_slots") == [(0,)]
 
 
+@pytest.mark.skipif(programs.find("pgbouncer") is None, reason="pgbouncer is not installed")
 def test_a_backup_through_a_pooler_is_refused(live: Whole) -> None:
     home = live.lab.base / "pooler"
     home.mkdir()

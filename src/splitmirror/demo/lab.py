@@ -1,23 +1,20 @@
 """A scratch lab: two disks with their mirrors below one directory, ext4 and xfs on them, mounted.
 
-Everything is real but small: image files behind the embedded mirror, filesystems on its devices.
-Leaving takes all of it away again.
+Everything is real but small: image files behind a mirror, filesystems on its devices. Leaving takes
+all of it away again.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from splitmirror import config
-from splitmirror.config import Config
-from splitmirror.errors import Busy, NoRoom, ProgramFailed, SplitmirrorError
-from splitmirror.mirrors import Attachable
+from splitmirror.demo.below import Below, Embedded, patiently
+from splitmirror.errors import NoRoom, ProgramFailed
 from splitmirror.system import filesystems, loop, programs
 from splitmirror.units import show_size
 
@@ -36,8 +33,6 @@ WAL_DISK_SIZE = 1 << 30
 SLACK = 256 << 20  # journal, inodes and what the database writes meanwhile
 MKFS_TIMEOUT_S = 120.0
 MOUNT_TIMEOUT_S = 60.0
-PATIENCE_S = 20.0
-POLL_S = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +58,7 @@ class Lab:
 
     base: Path
     disks: tuple[Disk, ...]
+    below: Below
 
     def mountpoint(self, disk: str) -> Path:
         return self.base / "mnt" / disk
@@ -100,26 +96,13 @@ def configuration(
 ) -> str:
     """The configuration file of a lab; `tape`: another one than the lab's own. A JSON string is a
     TOML string (toml.io, basic strings)."""
-    disks = "".join(
-        f"""
-[[mirror.disks]]
-name = "{disk.name}"
-primary = "{lab.image(disk.name, "primary")}"
-mirror = "{lab.image(disk.name, "mirror")}"
-size = {disk.size}
-"""
-        for disk in lab.disks
-    )
     return f"""source = "demo"
 state_dir = "{lab.base}/state"
 
 [database]
 {_table(database)}
 [mirror]
-driver = "qsd"
-dir = "{lab.base}/mirror"
-establish_speed = "1GiB"
-{disks}
+{lab.below.table(lab)}
 [medium]
 driver = "virtualtape"
 path = "{tape or lab.tape}"
@@ -133,53 +116,31 @@ def _table(values: Mapping[str, object]) -> str:
 
 
 @contextmanager
-def lab_at(base: Path, disks: tuple[Disk, ...]) -> Iterator[Lab]:
-    """A lab below `base`, mounted. Raises NoRoom, MissingProgram, MirrorError."""
-    lab = Lab(base=base, disks=disks)
+def lab_at(base: Path, disks: tuple[Disk, ...], below: Below | None = None) -> Iterator[Lab]:
+    """A lab below `base`, mounted; on the embedded mirror, or on what `below` says. Raises NoRoom,
+    MissingProgram, MirrorError."""
+    lab = Lab(base=base, disks=disks, below=below or Embedded())
     _check_room(lab)
     for part in ("disks", "media", "ledger", "state", "mirror"):
         (base / part).mkdir(parents=True)
     base.chmod(0o755)  # the database's user must get through to its mountpoints
     lab.config_path.write_text(configuration(lab, {"driver": "none", "paths": [str(base)]}))
     with ExitStack() as undo:
-        devices = _attach(config.load(lab.config_path), undo)
+        devices = lab.below.devices(lab, undo)
         for disk in disks:
             programs.run([*disk.mkfs, devices[disk.name]], timeout_s=MKFS_TIMEOUT_S)
             _mount(devices[disk.name], lab.mountpoint(disk.name), undo)
         yield lab
 
 
-def _attach(lab_config: Config, undo: ExitStack) -> dict[str, str]:
-    """The mirror's devices by the names of their disks."""
-    mirror = lab_config.open_mirror()
-    undo.callback(mirror.close)
-    assert isinstance(mirror, Attachable)
-    undo.callback(_patiently, mirror.detach, Busy)
-    return {volume.name: volume.device for volume in mirror.attach()}
-
-
 def _mount(device: str, mountpoint: Path, undo: ExitStack) -> None:
     mountpoint.mkdir(parents=True)
     programs.run(["mount", device, str(mountpoint)], timeout_s=MOUNT_TIMEOUT_S)
-    undo.callback(_patiently, lambda: _unmount(mountpoint), ProgramFailed)
+    undo.callback(patiently, lambda: _unmount(mountpoint), ProgramFailed)
 
 
 def _unmount(mountpoint: Path) -> None:
     programs.run(["umount", str(mountpoint)], timeout_s=MOUNT_TIMEOUT_S)
-
-
-def _patiently(act: Callable[[], object], refusal: type[SplitmirrorError]) -> None:
-    """Try again for a while: what an interrupted program had open takes a moment to close, and a
-    walled-off process elsewhere may have a copy of the mount until it ends."""
-    until_s = time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            act()
-            return
-        except refusal:
-            if time.monotonic() > until_s:
-                raise
-            time.sleep(POLL_S)
 
 
 def _check_room(lab: Lab) -> None:
