@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import platform
 import signal
 import sys
@@ -16,6 +17,7 @@ from types import FrameType
 from typing import Any
 
 from bench.filesets import NOISE, FileSet
+from bench.joining import joined
 from bench.onefile import OneFile
 from bench.pause import Pause
 from bench.postgres import Database
@@ -48,7 +50,11 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--media", type=Path, help="where copies go; else memory if it has room")
     parser.add_argument("--profile", action="store_true", help="and where the time goes")
     parser.add_argument("--save", type=Path, help="write the figures to this file too")
-    return parser.parse_args(words)
+    parser.add_argument("--add", action="store_true", help="keep the file's other rows")
+    options = parser.parse_args(words)
+    if options.add and not options.save:
+        parser.error("--add keeps the other rows of a file: name it with --save")
+    return options
 
 
 def _positive(text: str) -> float:
@@ -62,16 +68,18 @@ def measure(options: argparse.Namespace) -> str:
     """The whole run; gives its one line of JSON. Raises SplitmirrorError."""
     require_root()
     began_s = time.monotonic()
+    before = json.loads(options.save.read_text()) if options.add else None
     sizes = Sizes.of(options.scale, options.pairs)
     wanted = frozenset(options.only or ROWS)
     peaks: list[int] = []
     with staged(options, sizes, wanted, peaks) as stage:
         rows = list(_measured(stage, wanted))
         media_is = stage.media_is
-    noise = next((row.value for row in rows if row.name == NOISE), 0.0)
+    known = before["noise"] if before else 0.0
+    noise = next((row.value for row in rows if row.name == NOISE), known)
     judged = [row.judged(noise) for row in rows]
     _say(judged, sizes)
-    return document(
+    found = document(
         judged,
         _peak(judged, peaks),
         scale=sizes.scale,
@@ -80,6 +88,7 @@ def measure(options: argparse.Namespace) -> str:
         seconds=round(time.monotonic() - began_s),
         machine=machine(),
     )
+    return json.dumps(joined(found, before, ROWS) if before else found)
 
 
 @contextmanager

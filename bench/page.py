@@ -62,7 +62,7 @@ def _head(run: Document) -> Iterator[str]:
         f"Measured on {machine['when']} with splitmirror {machine['splitmirror']} and Python "
         f"{machine['python']} on {machine['processors']} processors ({machine['processor']}), "
         f"{machine['memory_gib']} GiB of memory, Linux {machine['kernel']}. Copies lay "
-        f"{run['media']}. The run took {round(run['seconds'] / 60)} minutes."
+        f"{run['media']}. {_took(run)}"
     )
     if run["scale"] != 1:
         yield ""
@@ -71,6 +71,13 @@ def _head(run: Document) -> Iterator[str]:
             "those of the goals, and its figures are orientation only."
         )
     yield ""
+
+
+def _took(run: Document) -> str:
+    minutes, runs = round(run["seconds"] / 60), run.get("runs", 1)
+    if runs == 1:
+        return f"The run took {minutes} minutes."
+    return f"{runs} runs of some rows each took {minutes} minutes together."
 
 
 def _table(run: Document) -> Iterator[str]:

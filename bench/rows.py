@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -110,7 +109,7 @@ def rounded(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def document(rows: Sequence[Row], peak_rss: int | None, **more: Any) -> str:
-    """The one line of a run. `peak_rss` in bytes."""
+def document(rows: Sequence[Row], peak_rss: int | None, **more: Any) -> dict[str, Any]:
+    """What a run ends with, as one line of JSON. `peak_rss` in bytes."""
     peak = None if peak_rss is None else rounded(peak_rss / (1 << 20))
-    return json.dumps({"rows": [row.document() for row in rows], "peak_rss_mib": peak, **more})
+    return {"rows": [row.document() for row in rows], "peak_rss_mib": peak, **more}

@@ -7,11 +7,13 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bench import sets
 from bench.__main__ import ROWS, SCENES, parsed
 from bench.cost import Cost, run
+from bench.joining import joined
 from bench.limits import LIMITS
 from bench.memory import PeakMemory
 from bench.null_medium import NullMedium
@@ -20,7 +22,7 @@ from bench.pairs import Ratios, ratios, take_turns
 from bench.rows import MOST_NOISE, Row, compared, document
 from bench.stage import GIB, Needs, Sizes, choose_media
 
-from splitmirror.errors import MediumError, NoRoom, ProgramFailed
+from splitmirror.errors import ConfigError, MediumError, NoRoom, ProgramFailed
 from splitmirror.media.labels import TapeFileKind
 from splitmirror.media.volume import VolumeReader, open_for_append
 
@@ -111,7 +113,7 @@ def test_a_comparison_is_of_rates_and_says_the_cpu_time_of_both_sides() -> None:
 
 
 def test_the_document_has_the_promised_shape() -> None:
-    made = json.loads(document([row(2, 1), row(3, 1, at_most=True)], 300 * MIB, scale=0.1))
+    made = document([row(2, 1), row(3, 1, at_most=True)], 300 * MIB, scale=0.1)
     assert made["peak_rss_mib"] == 300
     assert made["scale"] == 0.1
     for each in made["rows"]:
@@ -248,8 +250,8 @@ def test_the_page_says_what_limits_a_row_only_where_it_is_not_met() -> None:
         ["when", "splitmirror", "python", "processors", "processor", "memory_gib", "kernel"], "?"
     )
     more = {"scale": 1, "seconds": 60, "media": "here", "machine": machine}
-    reached = render(json.loads(document([row(21, 20, name=name)], None, **more)))
-    missed = render(json.loads(document([row(19, 20, name=name)], None, **more)))
+    reached = render(document([row(21, 20, name=name)], None, **more))
+    missed = render(document([row(19, 20, name=name)], None, **more))
     assert LIMITS[name] not in reached
     assert LIMITS[name] in missed
 
@@ -263,6 +265,36 @@ def test_a_page_of_a_scaled_run_says_so() -> None:
 def test_the_reference_names_every_row() -> None:
     page = (ROOT / "docs/performance.md").read_text()
     assert set(re.findall(r"^## (\S+)$", page, re.MULTILINE)) >= set(ROWS)
+
+
+def figures_of(values: dict[str, float], **more: object) -> dict[str, Any]:
+    machine = dict.fromkeys(["kernel", "processor", "processors", "python", "splitmirror"], "same")
+    facts = {"scale": 1, "seconds": 60, "media": "here", "machine": machine, "noise": 0.0}
+    return document([row(of, 1, name=name) for name, of in values.items()], None, **facts | more)
+
+
+def test_rows_of_two_runs_stand_together_each_as_it_was_measured_last() -> None:
+    made = joined(figures_of({"c": 3, "a": 1}), figures_of({"a": 9, "b": 2}), ["a", "b", "c"])
+    assert [(each["name"], each["value"]) for each in made["rows"]] == [
+        ("a", 1),
+        ("b", 2),
+        ("c", 3),
+    ]
+    assert (made["seconds"], made["runs"]) == (120, 2)
+    again = joined(figures_of({"b": 4}), made, ["a", "b", "c"])
+    assert (again["rows"][1]["value"], again["runs"]) == (4, 3)
+
+
+@pytest.mark.parametrize("more", [{"scale": 0.5}, {"media": "elsewhere"}])
+def test_rows_that_were_measured_otherwise_do_not_stand_together(more: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(more))):
+        joined(figures_of({"a": 1}), figures_of({"b": 1}, **more), ["a", "b"])
+
+
+def test_rows_are_only_added_to_a_file() -> None:
+    assert parsed(["--add", "--save", "figures.json"]).add
+    with pytest.raises(SystemExit):
+        parsed(["--add"])
 
 
 def test_only_known_rows_can_be_asked_for() -> None:
