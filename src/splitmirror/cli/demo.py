@@ -34,6 +34,10 @@ def demo(
     directory: Annotated[
         Path, typer.Option(help="Where the scratch lab is made; not in memory.")
     ] = DIRECTORY,
+    mirror: Annotated[
+        str,
+        typer.Option(help="qsd, lvm, md or reflink; auto: lvm where there is device-mapper."),
+    ] = "auto",
     keep: Annotated[bool, typer.Option("--keep", help="Keep the lab's files.")] = False,
     json: Annotated[bool, typer.Option("--json", help="The last line is one document.")] = False,
 ) -> None:
@@ -47,6 +51,7 @@ def demo(
         check=check,
         size=parse_size(size) // LAB_UNIT * LAB_UNIT,
         directory=directory.absolute(),
+        mirror=mirror,
         keep=keep,
     )
     shown = run_demo(options, _quiet if json else _tell, unwatched if json else terminal_watch)

@@ -24,6 +24,7 @@ from splitmirror.backup import backup, filesystems_of
 from splitmirror.catalog import Catalog
 from splitmirror.config import Config
 from splitmirror.demo import subjects
+from splitmirror.demo.below import Below, kind
 from splitmirror.demo.lab import Lab, configuration, data_and_wal, lab_at, leftovers
 from splitmirror.demo.ledger import Verdict, acknowledged, judge
 from splitmirror.drill import drill
@@ -49,6 +50,7 @@ class Options:
     check: Check = Check.QUIESCED
     size: int = 256 << 20
     directory: Path = Path("/var/tmp")  # a scratch place that is not memory
+    mirror: str = "auto"  # see below.kind
     keep: bool = False
 
 
@@ -87,11 +89,12 @@ Narrator = Callable[[str], None]  # tells what happens, a line a step
 def run_demo(options: Options, tell: Narrator, watch: Watch = unwatched) -> Shown:
     """Make the lab, back up, restore, check, take the lab away, also on Ctrl-C."""
     require_root()
+    below = kind(options.mirror)
     if options.database == "postgresql":
         subjects.check_postgres_user()
     base = Path(tempfile.mkdtemp(prefix="splitmirror-demo-", dir=options.directory))
     try:
-        shown = _in_lab(base, options, tell, watch)
+        shown = _in_lab(base, options, below, tell, watch)
     finally:
         in_use = [what for what in leftovers(base) if not what.startswith("directory")]
         if in_use:
@@ -102,10 +105,10 @@ def run_demo(options: Options, tell: Narrator, watch: Watch = unwatched) -> Show
     return replace(shown, leftovers=tuple(left), kept=base if options.keep else None)
 
 
-def _in_lab(base: Path, options: Options, tell: Narrator, watch: Watch) -> Shown:
+def _in_lab(base: Path, options: Options, below: Below, tell: Narrator, watch: Watch) -> Shown:
     tell(f"making a lab below {base}: two disks with mirrors, ext4 for data, xfs for the log")
     with ExitStack() as lab_stack:
-        lab = lab_stack.enter_context(lab_at(base, data_and_wal(options.size)))
+        lab = lab_stack.enter_context(lab_at(base, data_and_wal(options.size), below))
         subject = _subject(lab, options)
         config_text = configuration(lab, subject.table(), _backup_table(options))
         lab.config_path.write_text(config_text)
