@@ -6,17 +6,16 @@ driver, whose module says what it takes (`Settings`). So a new driver edits noth
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import pkgutil
 import re
 import tomllib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from splitmirror.drivers import Seam, convert, driver
 from splitmirror.errors import ConfigError
 from splitmirror.model import Check, Cleanup, Mode
 from splitmirror.units import parse_size, size_setting
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
 DEFAULT_PATH = Path("/etc/splitmirror.toml")
 _LONGEST_S = 1e9  # 31 years; a timer's clock counts nanoseconds in 63 bits
-Seam = Literal["mirrors", "databases", "media"]
 SEAMS: Final[dict[Seam, str]] = {"mirrors": "mirror", "databases": "database", "media": "medium"}
 """The table of each seam's driver."""
 TO_READ: Final[tuple[Seam, ...]] = ("media",)
@@ -123,26 +121,22 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     @property
     def programs(self) -> list[str]:
         """The system's programs that the drivers run, as their modules declare them."""
-        modules = (
-            _driver("mirrors", "mirror", self.mirror)[0],
-            _driver("databases", "database", self.database)[0],
-            _driver("media", "medium", self.medium)[0],
-        )
-        return [program for module in modules for program in getattr(module, "PROGRAMS", ())]
+        found = [driver(seam, table, getattr(self, table)) for seam, table in SEAMS.items()]
+        return [name for module, settings in found for name in _programs(module, settings)]
 
     def open_mirror(self) -> Mirror:
         """The mirror engine, connected to nothing yet."""
-        module, settings = _driver("mirrors", "mirror", self.mirror)
+        module, settings = driver("mirrors", "mirror", self.mirror)
         opened: Mirror = module.open_mirror(settings, self.state)
         return opened
 
     def open_database(self) -> Database:
-        module, settings = _driver("databases", "database", self.database)
+        module, settings = driver("databases", "database", self.database)
         opened: Database = module.open_database(settings)
         return opened
 
     def open_medium(self) -> Medium:
-        module, settings = _driver("media", "medium", self.medium)
+        module, settings = driver("media", "medium", self.medium)
         opened: Medium = module.open_medium(settings)
         return opened
 
@@ -165,66 +159,13 @@ def load(path: Path, *, needed: Collection[Seam] = SEAMS.keys()) -> Config:
         raise ConfigError(f"{path} cannot be read: {error}", hint="Check its owner.") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not TOML: {error}", hint="Correct that line.") from error
-    config: Config = _convert(table, Config, str(path))
+    config: Config = convert(table, Config, str(path))
     for seam in needed:
-        _driver(seam, SEAMS[seam], getattr(config, SEAMS[seam]))
+        driver(seam, SEAMS[seam], getattr(config, SEAMS[seam]))
     return config
 
 
-def drivers(seam: Seam, *, for_tests: bool = False) -> list[str]:
-    """The names of the drivers of a seam that a configuration may name; with `for_tests` also those
-    that tests alone open, whose modules say `FOR_TESTS = True`."""
-    return [name for name in _modules(seam) if _is_driver(seam, name, for_tests)]
-
-
-def _modules(seam: Seam) -> list[str]:
-    """The names of what may be drivers of a seam."""
-    package = importlib.import_module(f"splitmirror.{seam}")
-    names = [module.name for module in pkgutil.iter_modules(package.__path__)]
-    return [name for name in names if not name.startswith("_")]
-
-
-def _is_driver(seam: Seam, name: str, for_tests: bool = False) -> bool:
-    module = importlib.import_module(f"splitmirror.{seam}.{name}")
-    return hasattr(module, "Settings") and (for_tests or not getattr(module, "FOR_TESTS", False))
-
-
-def _driver(seam: Seam, table: str, values: dict[str, Any]) -> tuple[Any, Any]:
-    """The driver's module and its settings, checked."""
-    name = values.get("driver")
-    if not isinstance(name, str) or name not in _modules(seam) or not _is_driver(seam, name):
-        raise ConfigError(
-            f"[{table}] driver = {name!r} is not known",
-            hint=f"Take one of: {', '.join(drivers(seam))}.",
-        )
-    module = importlib.import_module(f"splitmirror.{seam}.{name}")
-    rest = {key: value for key, value in values.items() if key != "driver"}
-    return module, _convert(rest, module.Settings, f"[{table}]")
-
-
-def _convert(values: dict[str, Any], struct: type[Any], where: str) -> Any:
-    try:
-        return msgspec.convert(values, struct)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"{where}: {error}", hint=_near(str(error), struct)) from None
-
-
-def _near(message: str, struct: type[Any]) -> str:
-    """For an unknown key: the nearest known one."""
-    unknown = re.search(r"unknown field `([^`]+)`", message)
-    if unknown is None:
-        return "Correct the value; `splitmirror init` shows a whole configuration."
-    known = list(_field_names(struct))
-    nearest = difflib.get_close_matches(unknown[1], known, n=1)
-    return f"Did you mean {nearest[0]!r}?" if nearest else f"Known keys: {', '.join(known)}."
-
-
-def _field_names(struct: type[Any]) -> set[str]:
-    """The keys of a table and of the tables in it."""
-    names: set[str] = set()
-    for known in msgspec.structs.fields(struct):
-        names.add(known.encode_name)
-        inner = known.type
-        if isinstance(inner, type) and issubclass(inner, msgspec.Struct):
-            names |= _field_names(inner)
-    return names
+def _programs(module: ModuleType, settings: object) -> Sequence[str]:
+    """What a driver runs: it may depend on its settings (`programs`), mostly not (`PROGRAMS`)."""
+    found: Sequence[str] = getattr(settings, "programs", getattr(module, "PROGRAMS", ()))
+    return found

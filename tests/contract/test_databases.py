@@ -18,7 +18,6 @@ from typing import Any
 import psycopg
 import pytest
 
-from splitmirror.config import drivers
 from splitmirror.databases import (
     CopyReport,
     Database,
@@ -31,6 +30,7 @@ from splitmirror.databases import (
     postgresql,
     sqlite,
 )
+from splitmirror.drivers import drivers
 from splitmirror.errors import DatabaseUnreachable
 from splitmirror.model import Finding, Mode, Session
 from splitmirror.system import process

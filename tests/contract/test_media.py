@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from splitmirror.config import drivers
+from splitmirror.drivers import drivers
 from splitmirror.errors import EndOfMedium, MediumError
 from splitmirror.media import END_OF_DATA, FILEMARK, Block, Capacity, Limits, Mark, Medium
 from splitmirror.media.memory import Cartridge, Memory

@@ -12,7 +12,7 @@ import pytest
 
 from splitmirror import mirrors
 from splitmirror.errors import DeadlineExceeded, LegError, MirrorError
-from splitmirror.mirrors import Feature, Mirror, MirrorState, memory, qsd
+from splitmirror.mirrors import Feature, Mirror, MirrorState, group, memory, qsd
 from splitmirror.mirrors.memory import MemoryMirror, MemoryVolume
 from splitmirror.model import Filesystem, Finding, Leg, Run, Volume
 from splitmirror.progress import Progress, silent
@@ -38,6 +38,24 @@ def memory_harness(request: pytest.FixtureRequest, tmp_path: Path) -> MirrorHarn
 @pytest.mark.parametrize("check", CHECKS, ids=name_of)
 def test_memory(check: Check, memory_harness: MirrorHarness) -> None:
     contract.run(check, memory_harness)
+
+
+@pytest.fixture
+def group_harness(tmp_path: Path) -> MirrorHarness:
+    members = []
+    for volume in VOLUMES:
+        (tmp_path / volume.name).mkdir()
+        members.append((memory.Settings(volumes=(volume,)), tmp_path / volume.name))
+
+    def opened() -> Mirror:
+        return group.GroupMirror([memory.open_mirror(*member) for member in members])
+
+    return MirrorHarness(open=opened)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=name_of)
+def test_group(check: Check, group_harness: MirrorHarness) -> None:
+    contract.run(check, group_harness)
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from splitmirror import config
+from splitmirror.drivers import drivers
 from splitmirror.errors import ConfigError
 from splitmirror.model import Check, Mode
 
@@ -96,9 +97,9 @@ def test_a_missing_file_is_refused_with_the_command_that_writes_one(tmp_path: Pa
 
 
 def test_every_seam_knows_its_drivers_by_the_files_in_its_folder() -> None:
-    assert {"postgresql", "sqlite", "none"} <= set(config.drivers("databases"))
-    assert "qsd" in config.drivers("mirrors")
-    assert "virtualtape" in config.drivers("media")
+    assert {"postgresql", "sqlite", "none"} <= set(drivers("databases"))
+    assert "qsd" in drivers("mirrors")
+    assert "virtualtape" in drivers("media")
 
 
 @pytest.mark.parametrize(
@@ -114,5 +115,5 @@ def test_a_driver_for_tests_is_neither_taken_from_a_file_nor_offered(
     with pytest.raises(ConfigError, match="'memory' is not known") as caught:
         load(tmp_path, GOOD.replace(f"driver = {right}", f"driver = {test_only}"))
     assert "memory" not in caught.value.hint
-    assert "memory" not in config.drivers(seam)
-    assert "memory" in config.drivers(seam, for_tests=True)
+    assert "memory" not in drivers(seam)
+    assert "memory" in drivers(seam, for_tests=True)
