@@ -10,12 +10,10 @@ from __future__ import annotations
 import os
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,7 +26,7 @@ from splitmirror.demo.below import Below, kind
 from splitmirror.demo.lab import Lab, configuration, data_and_wal, lab_at, leftovers
 from splitmirror.demo.ledger import Verdict, acknowledged, judge
 from splitmirror.drill import drill
-from splitmirror.errors import MirrorError, SplitmirrorError
+from splitmirror.errors import MirrorError
 from splitmirror.extents.trees import plan_trees
 from splitmirror.mirrors import Mirror
 from splitmirror.model import BackupSet, Check, Mode
@@ -38,7 +36,7 @@ from splitmirror.system import filesystems
 from splitmirror.verify import verify
 
 FLOORS = 5  # bare splits whose median is the floor: a single one is noise
-WRITER_DEADLINE_S = 60.0
+LEG_DEADLINE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +118,7 @@ def _in_lab(base: Path, options: Options, below: Below, tell: Narrator, watch: W
         with subject.running(), ExitStack() as load:
             subject.fill(options.size)
             for kind, dsn, name in subject.writers():
-                load.enter_context(_writing(lab, kind, dsn, name))
+                load.enter_context(subjects.writing(lab, kind, dsn, name))
             tell(f"backing up with {lab.config_path} while {len(subject.writers())} writers commit")
             floor_s = _pause_floor(loaded, watch)
             backup_set = backup(loaded, watch)
@@ -139,30 +137,6 @@ def _backup_table(options: Options) -> dict[str, object]:
     return {"mode": str(options.mode), "check": str(options.check)}
 
 
-@contextmanager
-def _writing(lab: Lab, kind: str, dsn: str, name: str) -> Iterator[None]:
-    """A writer that goes on until the block is left."""
-    module = "splitmirror.demo.writer"
-    process = subprocess.Popen(
-        [sys.executable, "-m", module, kind, dsn, name, str(lab.ledger)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert process.stdin is not None and process.stdout is not None
-    try:
-        if process.stdout.readline() != b"ready\n":
-            said = process.communicate()[1].decode(errors="replace")
-            raise SplitmirrorError(f"the writer {name} failed: {said[-500:]}")
-        yield
-        process.stdin.close()
-        process.wait(WRITER_DEADLINE_S)
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-
-
 def _pause_floor(loaded: Config, watch: Watch) -> float:
     """Seconds of a bare freeze, split and thaw of what a backup freezes, under load; a median."""
     measured = []
@@ -172,7 +146,7 @@ def _pause_floor(loaded: Config, watch: Watch) -> float:
             mirror.synchronize(watch("level"))
             split_id = f"floor-{number}"
             measured.append(_bare_split(mountpoints, mirror, split_id))
-            mirror.leg(split_id, WRITER_DEADLINE_S)
+            mirror.leg(split_id, LEG_DEADLINE_S)
             mirror.rejoin(split_id)
     return statistics.median(measured)
 

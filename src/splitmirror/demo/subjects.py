@@ -6,6 +6,8 @@ import os
 import pwd
 import shutil
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -14,11 +16,12 @@ from typing import Any, Protocol
 import psycopg
 
 from splitmirror.demo.lab import Lab
-from splitmirror.errors import MissingProgram
+from splitmirror.errors import MissingProgram, SplitmirrorError
 from splitmirror.model import Mode
 from splitmirror.system import programs
 
 START_TIMEOUT_S = 120.0
+WRITER_ENDS_S = 60.0
 FILLER_TABLES = 8
 FILLER_ROW = 1600  # bytes of payload, five rows a PostgreSQL page
 
@@ -58,10 +61,12 @@ def entries(kind: str, dsn: str) -> tuple[Numbers, Numbers]:
 
 
 class PostgreSQL:
-    """A cluster with its data on the lab's data disk and its log on the WAL disk."""
+    """A cluster with its data on the lab's data disk and its log on the WAL disk. `template`: the
+    data directory of a cluster that never ran, to be copied where initdb would take long."""
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, template: Path | None = None) -> None:
         self._lab = lab
+        self._template = template
         self.data = lab.mountpoint("data") / "pg"
         self.socket_dir = lab.base / "socket"
         self.dsn = f"host={self.socket_dir} user=postgres dbname=postgres"
@@ -82,16 +87,25 @@ class PostgreSQL:
         log = self._lab.base / "postgresql.log"
         log.touch()
         shutil.chown(log, "postgres", "postgres")
-        argv = [_bin("initdb"), "-D", str(self.data), "-X", str(wal), "-A", "trust", "-k"]
-        programs.run(
-            [*argv, "-U", "postgres", "--no-sync"], timeout_s=START_TIMEOUT_S, user="postgres"
-        )
+        self._make(wal)
         with (self.data / "postgresql.conf").open("a") as settings:
             settings.write(
                 f"listen_addresses = ''\nunix_socket_directories = '{self.socket_dir}'\n"
                 "synchronous_commit = on\nfsync = on\nwal_level = replica\n"
                 "shared_buffers = 128MB\nmax_wal_size = 512MB\n"
             )
+
+    def _make(self, wal: Path) -> None:
+        if self._template is not None:
+            copy = ["cp", "-a", str(self._template), str(self.data)]
+            programs.run(copy, timeout_s=START_TIMEOUT_S)
+            shutil.move(self.data / "pg_wal", wal)
+            (self.data / "pg_wal").symlink_to(wal)
+            return
+        argv = [_bin("initdb"), "-D", str(self.data), "-X", str(wal), "-A", "trust", "-k"]
+        programs.run(
+            [*argv, "-U", "postgres", "--no-sync"], timeout_s=START_TIMEOUT_S, user="postgres"
+        )
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -161,6 +175,31 @@ class SQLite:
                 "INSERT INTO filler VALUES (?)",
                 ((os.urandom(block),) for _ in range(size // block)),
             )
+
+
+@contextmanager
+def writing(lab: Lab, kind: str, dsn: str, name: str) -> Iterator[None]:
+    """A writer that commits numbered transactions until the block is left, and notes in the lab's
+    ledger which of them were acknowledged, and when."""
+    module = "splitmirror.demo.writer"
+    process = subprocess.Popen(
+        [sys.executable, "-m", module, kind, dsn, name, str(lab.ledger)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        if process.stdout.readline() != b"ready\n":
+            said = process.communicate()[1].decode(errors="replace")
+            raise SplitmirrorError(f"the writer {name} failed: {said[-500:]}")
+        yield
+        process.stdin.close()
+        process.wait(WRITER_ENDS_S)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
 
 
 def _bin(program: str) -> str:
