@@ -293,6 +293,29 @@ class DetachedForEver(MemoryMirror):
         """Forget to."""
 
 
+class SuspendsWhatIsNoDevice(MemoryMirror):
+    features = frozenset({Feature.SUSPENDS})
+
+    def suspends(self) -> tuple[int, ...]:
+        return (0,)
+
+
+class ProvesASplitMirror(MemoryMirror):
+    def prove(self, progress: Progress) -> int:
+        return 0
+
+
+class FindsDifferencesEverywhere(MemoryMirror):
+    def prove(self, progress: Progress) -> int:
+        return super().prove(progress) + 4096
+
+
+class SeesNoScribble(MemoryMirror):
+    def prove(self, progress: Progress) -> int:
+        super().prove(progress)
+        return 0
+
+
 BROKEN: list[tuple[type[MemoryMirror], Check]] = [
     (SameNames, contract.volumes_have_names_of_their_own_and_their_true_size),
     (WrongSize, contract.volumes_have_names_of_their_own_and_their_true_size),
@@ -330,6 +353,10 @@ BROKEN: list[tuple[type[MemoryMirror], Check]] = [
     (PreparedForOneOnly, contract.preparing_parts_nothing_and_binds_to_nothing),
     (PreparedForOneOnly, contract.a_split_is_not_prepared_while_another_is_parted),
     (DetachedForEver, contract.attach_and_detach_can_be_repeated),
+    (SuspendsWhatIsNoDevice, contract.what_a_split_suspends_is_told_and_goes_on),
+    (ProvesASplitMirror, contract.a_level_mirror_is_proven_equal),
+    (FindsDifferencesEverywhere, contract.a_level_mirror_is_proven_equal),
+    (SeesNoScribble, contract.a_scribble_on_the_split_leg_is_found),
 ]
 
 

@@ -10,18 +10,19 @@ import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from splitmirror import __version__, config
 from splitmirror.cli import show as words
 from splitmirror.cli.demo import demo
-from splitmirror.cli.output import print_json, terminal_watch
+from splitmirror.cli.output import plain, print_json, terminal_watch
 from splitmirror.config import Config
-from splitmirror.errors import MirrorError, NeedsRecovery
-from splitmirror.mirrors import Attachable, Mirror
+from splitmirror.errors import MirrorError, NeedsRecovery, UnsafeMirror
+from splitmirror.mirrors import Attachable, Feature, Mirror, Proving
 from splitmirror.preflight import require_root
+from splitmirror.units import show_size
 
 if TYPE_CHECKING:
     from splitmirror.catalog import Lookup
@@ -274,20 +275,31 @@ def status(path: ConfigPath = DEFAULT, json: Json = False) -> None:
 
 
 @app.command()
-def resync(path: ConfigPath = DEFAULT, json: Json = False) -> None:
+def resync(
+    prove: Annotated[
+        bool, typer.Option("--prove", help="Then read all of primary and mirror and compare them.")
+    ] = False,
+    path: ConfigPath = DEFAULT,
+    json: Json = False,
+) -> None:
     """Rejoin a leg that was left split, and bring the mirror level."""
     require_root()
     loaded = config.load(path)
     with _alone(loaded), closing(loaded.open_mirror()) as mirror:
+        proving = _proving(mirror) if prove else None
         parted = mirror.state().split_id
         if parted is not None:
             mirror.rejoin(parted)
         mirror.synchronize(terminal_watch("synchronize"))
+        if proving is not None:
+            _require_equal(proving.prove(terminal_watch("prove")))
         state = mirror.state()
     if json:
-        print_json(state)
-    else:
-        words.print_mirror(state)
+        print_json({**plain(state), "proven": prove})
+        return
+    words.print_mirror(state)
+    if prove:
+        print("proven: every block of the mirror is equal to the primary's")
 
 
 @app.command()
@@ -349,6 +361,26 @@ def _alone(loaded: Config) -> Iterator[None]:
         yield
     finally:
         os.close(lock_fd)
+
+
+def _proving(mirror: Mirror) -> Proving:
+    """Raises MirrorError, before anything is changed, for an engine that cannot compare."""
+    if Feature.PROVES not in mirror.features:
+        raise MirrorError(
+            "this mirror engine cannot compare the mirror with its primary",
+            hint="Leave out --prove. `splitmirror verify` and `drill` prove a backup instead.",
+        )
+    return cast(Proving, mirror)
+
+
+def _require_equal(differing: int) -> None:
+    if differing:
+        raise UnsafeMirror(
+            f"{show_size(differing)} of the mirror are not what the primary holds",
+            hint="Sets that were read from this mirror may hold the wrong bytes: `splitmirror "
+            "drill` them. The chapter on mirrors (docs/mirrors.md) says how to copy it anew.",
+            differing_bytes=differing,
+        )
 
 
 def _attachable(mirror: Mirror) -> Attachable:

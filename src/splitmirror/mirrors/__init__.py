@@ -24,6 +24,8 @@ class Feature(enum.Enum):
     INSTANT_LEG = "the leg is complete as soon as the split returns"
     ATTACHES = "is started and stopped by us, see Attachable"
     PREPARES = "does before the freeze what a split need not do in it, see Preparing"
+    SUSPENDS = "suspends devices for an instant to split, see Suspending"
+    PROVES = "can compare the primary with its mirror, see Proving"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,4 +114,27 @@ class Attachable(Protocol):
 
     def detach(self) -> None:
         """Stop it. Raises Busy while a volume is mounted or open. Not attached: harmless."""
+        ...
+
+
+@runtime_checkable
+class Suspending(Protocol):
+    """An engine that suspends device-mapper devices to split them (Feature.SUSPENDS)."""
+
+    def suspends(self) -> tuple[int, ...]:
+        """The device numbers of what the next `split` may suspend; none where it will not. Asked
+        before the freeze. A suspended device outlives this process and makes every writer wait, so
+        the guard is told of them. After `split`, whatever it raised, none is suspended."""
+        ...
+
+
+@runtime_checkable
+class Proving(Protocol):
+    """An engine that can read primary and mirror and compare them (Feature.PROVES)."""
+
+    def prove(self, progress: Progress) -> int:
+        """Compare every block of the primary with its mirror, once the mirror is level, and give
+        the bytes found to differ (counted in the engine's own units, so rather too many). Repairs
+        nothing; writers go on, and a write in progress is no difference. A second call is harmless.
+        Raises MirrorError while a leg is split."""
         ...

@@ -64,9 +64,9 @@ def open_mirror(settings: Settings, state_dir: Path) -> MemoryMirror:
 
 
 class MemoryMirror:
-    """See `Mirror`."""
+    """See `Mirror` and `Proving`."""
 
-    features = frozenset({Feature.INSTANT_LEG})
+    features = frozenset({Feature.INSTANT_LEG, Feature.PROVES})
 
     def __init__(self, settings: Settings, directory: Path) -> None:
         self._settings = settings
@@ -148,6 +148,12 @@ class MemoryMirror:
         known = self._known()
         if known.split_id == split_id:
             self._save(_Known(level=known.level))
+
+    def prove(self, progress: Progress) -> int:
+        split_id = self._known().split_id
+        if split_id is not None:
+            raise MirrorError(f"the mirror is split as {split_id}", hint="Rejoin it first.")
+        return sum(self._differing(volume) for volume in self.volumes())
 
     def close(self) -> None:
         """Nothing is held."""

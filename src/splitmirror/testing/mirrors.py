@@ -22,10 +22,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import cast
 
 from splitmirror.errors import MirrorError, MirrorNotReady
-from splitmirror.mirrors import Attachable, Feature, Mirror, Preparing
+from splitmirror.mirrors import Attachable, Feature, Mirror, Preparing, Proving, Suspending
 from splitmirror.model import Leg, Volume
 from splitmirror.progress import silent
 
@@ -486,6 +487,60 @@ def attach_and_detach_can_be_repeated(case: Case) -> None:
     _claim(again == {(v.name, v.size) for v in volumes}, "attached again, it has other volumes")
     mirror.synchronize(silent)
     _claim(mirror.state().level, "attached again, it does not become level")
+
+
+@_contract
+def what_a_split_suspends_is_told_and_goes_on(case: Case) -> None:
+    if Feature.SUSPENDS not in case.mirror.features:
+        return
+    devices = cast(Suspending, case.mirror).suspends()
+    _claim(
+        all(_suspended(devno) is not None for devno in devices),
+        f"not all of {devices} are device-mapper devices",
+    )
+    case.split()
+    left = [devno for devno in devices if _suspended(devno)]
+    _claim(not left, f"the split is over, and {left} are still suspended")
+
+
+def _suspended(devno: int) -> bool | None:
+    """Whether a device-mapper device is suspended (sysfs); None when it is no such device."""
+    sysfs = Path(f"/sys/dev/block/{os.major(devno)}:{os.minor(devno)}/dm/suspended")
+    try:
+        return sysfs.read_text().strip() == "1"
+    except FileNotFoundError:
+        return None
+
+
+@_contract
+def a_level_mirror_is_proven_equal(case: Case) -> None:
+    if Feature.PROVES not in case.mirror.features:
+        return
+    split_id = case.split()
+    with _refused("to prove a mirror whose leg is split"):
+        cast(Proving, case.mirror).prove(silent)
+    case.scribble()
+    case.mirror.rejoin(split_id)
+    case.mirror.synchronize(silent)
+    differing = cast(Proving, case.mirror).prove(silent)
+    _claim(differing == 0, f"{differing} bytes of a level mirror are said to differ")
+
+
+@_contract
+def a_scribble_on_the_split_leg_is_found(case: Case) -> None:
+    if Feature.PROVES not in case.mirror.features:
+        return
+    split_id = case.split()
+    leg = case.mirror.leg(split_id, LEG_DEADLINE_S)
+    volume = case.volumes()[0]
+    where = volume.size // 4 // 4096 * 4096  # where nothing else is written while split
+    (run,) = leg.locate(volume.name, where, 4096)
+    write_through_device(Volume(name="", device=run.path, size=0), run.offset, os.urandom(4096))
+    case.mirror.rejoin(split_id)
+    found = cast(Proving, case.mirror).prove(silent)
+    case.harness.write(volume, where, bytes(4096))  # goes to both, so they are equal again
+    case.mirror.synchronize(silent)
+    _claim(found >= 4096, f"4096 bytes were changed on the leg, {found} are said to differ")
 
 
 class _PairWriter:
