@@ -423,7 +423,7 @@ def test_a_btrfs_mount_that_is_not_the_legs_is_refused(tmp_path: Path) -> None:
                 loop.attached(other, read_only=True) as leg,
                 pytest.raises(UnsupportedStack, match="does not tell the two apart") as refused,
             ):
-                views.prove_device(primary, leg, tree.filesystem)
+                views.prove_device(primary, leg.path, tree.filesystem)
         finally:
             os.close(primary)
 

@@ -41,7 +41,7 @@ from splitmirror.system import (
     fiemap,
     filesystems,
     loop,
-    nbdstack,
+    openers,
     programs,
 )
 from splitmirror.system.stackrecord import SyncKind
@@ -265,10 +265,10 @@ def test_a_frozen_filesystem_is_whole_on_its_leg(mirror: QsdMirror, tmp_path: Pa
 
 
 def test_nothing_has_the_leg_open_once_it_is_given_out(mirror: QsdMirror, tmp_path: Path) -> None:
-    assert nbdstack.users(tmp_path / "d0.mir")
+    assert openers.users(tmp_path / "d0.mir")
     mirror.split("s")
     mirror.leg("s", 10)
-    assert not nbdstack.users(tmp_path / "d0.mir")
+    assert not openers.users(tmp_path / "d0.mir")
 
 
 def test_a_leg_that_is_still_read_is_not_given_back(mirror: QsdMirror, tmp_path: Path) -> None:

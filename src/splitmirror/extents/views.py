@@ -1,9 +1,9 @@
 """Where the trees are looked at: on the primary, or on the leg mounted read-only.
 
-The leg is never mounted itself: a read-only loop device over its runs is, by the device and never
-by UUID (the leg has its primary's), with the options under which no filesystem replays its journal
-or writes a byte, and detached, so that it dies with this process. Sources: ext4(5), xfs(5),
-btrfs(5), linux/btrfs.h.
+The leg is never mounted itself: a read-only device over its runs is, a loop device or one of
+device-mapper's, by the device and never by UUID (the leg has its primary's), with the options under
+which no filesystem replays its journal or writes a byte, and detached, so that it dies with this
+process. Sources: ext4(5), xfs(5), btrfs(5), linux/btrfs.h.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import stat
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from itertools import pairwise
+from dataclasses import replace
 from types import TracebackType
 from typing import Final, Protocol, Self
 
@@ -29,7 +29,7 @@ from splitmirror.errors import (
     UnsupportedStack,
 )
 from splitmirror.model import FileEntry, Filesystem, Leg, Run, Tree
-from splitmirror.system import blockdev, btrfs, loop
+from splitmirror.system import blockdev, btrfs, dmlinear, loop
 from splitmirror.system.detached import mount_detached
 
 # O_NONBLOCK: a FIFO that took a file's place would else be waited for.
@@ -233,27 +233,20 @@ def _mounted(leg: Leg, filesystem: Filesystem) -> Iterator[int]:
             f"a leg of {filesystem.fstype} cannot be mounted beside {filesystem.mountpoint}",
             hint="Keep the database on ext4 or xfs.",
         )
-    run = _one_run(leg, filesystem)
-    _flush(run)
-    device = loop.attach(
-        run.path, offset=run.offset, length=run.length, read_only=True, autoclear=True
-    )
-    try:
+    with _device(_runs(leg, filesystem), filesystem) as device:
         if filesystem.fstype == "btrfs":
-            btrfs.forget(device.path)
-        fd = mount_detached(device.path, filesystem.fstype, _LEG_OPTIONS[filesystem.fstype])
+            btrfs.forget(device)
+        fd = mount_detached(device, filesystem.fstype, _LEG_OPTIONS[filesystem.fstype])
         try:
             if filesystem.fstype == "btrfs":
                 prove_device(fd, device, filesystem)
             yield fd
         finally:
             os.close(fd)
-    finally:
-        _let_go(device, run.path)
 
 
-def _one_run(leg: Leg, filesystem: Filesystem) -> Run:
-    """Where the filesystem lies on the leg, in one piece."""
+def _runs(leg: Leg, filesystem: Filesystem) -> list[Run]:
+    """Where the filesystem lies on the leg, in as few pieces as there are."""
     volume, offset = filesystem.volume, filesystem.offset
     if volume not in leg.volumes:
         raise LegError(
@@ -263,15 +256,39 @@ def _one_run(leg: Leg, filesystem: Filesystem) -> Run:
     room = sum(run.length for run in leg.volumes[volume]) - offset
     if len(leg.volumes[volume]) > 1:  # else the size of what it is mounted from need not be asked
         room = min(room, blockdev.size(filesystem.source))
-    runs = leg.locate(volume, offset, room)
-    for before, after in pairwise(runs):
-        if after.path != before.path or after.offset != before.offset + before.length:
-            raise UnsupportedStack(
-                f"the leg of {filesystem.mountpoint} lies in {len(runs)} pieces and cannot be "
-                "mounted as one device",
-                hint="Use check on the frozen primary, or a volume whose leg lies in one piece.",
-            )
-    return Run(path=runs[0].path, offset=runs[0].offset, length=room)
+    pieces: list[Run] = []
+    for run in leg.locate(volume, offset, room):
+        before = pieces[-1] if pieces else None
+        if before and (run.path, run.offset) == (before.path, before.offset + before.length):
+            run, _ = replace(before, length=before.length + run.length), pieces.pop()
+        pieces.append(run)
+    return pieces
+
+
+@contextlib.contextmanager
+def _device(runs: Sequence[Run], filesystem: Filesystem) -> Iterator[str]:
+    """A read-only device over these pieces of the leg, gone with the block, or with this process: a
+    loop device over one piece, one of device-mapper's over several."""
+    for run in runs:
+        _flush(run)
+    if len(runs) == 1:
+        (run,) = runs
+        device = loop.attach(
+            run.path, offset=run.offset, length=run.length, read_only=True, autoclear=True
+        )
+        try:
+            yield device.path
+        finally:
+            _let_go(device, run.path)
+        return
+    if not all(stat.S_ISBLK(os.stat(run.path).st_mode) for run in runs):
+        raise UnsupportedStack(
+            f"the leg of {filesystem.mountpoint} lies in {len(runs)} pieces of files and cannot be "
+            "mounted as one device",
+            hint="Use check on the frozen primary, or a volume whose leg lies in one piece.",
+        )
+    with dmlinear.joined(runs) as path:
+        yield path
 
 
 def _flush(run: Run) -> None:
@@ -284,13 +301,13 @@ def _flush(run: Run) -> None:
         os.close(fd)
 
 
-def prove_device(fd: int, device: loop.LoopDevice, filesystem: Filesystem) -> None:
+def prove_device(fd: int, device: str, filesystem: Filesystem) -> None:
     """btrfs finds devices by UUID, and before Linux 6.7 a mount of the leg gave the primary."""
     try:
         found = [os.stat(path).st_rdev for path in btrfs.devices(fd)]
     except (OSError, DeviceFailed):
         found = []
-    if found != [os.stat(device.path).st_rdev]:
+    if found != [os.stat(device).st_rdev]:
         raise UnsupportedStack(
             f"the btrfs of {filesystem.mountpoint} cannot be mounted from its leg: the kernel "
             "does not tell the two apart",

@@ -40,10 +40,11 @@ from splitmirror.errors import (
 from splitmirror.mirrors import Feature, MirrorState
 from splitmirror.model import Filesystem, Finding, Leg, Run, Volume
 from splitmirror.progress import Progress, silent
-from splitmirror.system import blockjobs, images, levelling, nbdstack, selfprobe
+from splitmirror.system import blockjobs, images, levelling, selfprobe
 from splitmirror.system.blockjobs import Copy
 from splitmirror.system.levelling import Pace
 from splitmirror.system.nbdstack import Place
+from splitmirror.system.openers import openers
 from splitmirror.system.qmp import Monitor
 from splitmirror.system.qsdstack import Stack, StackDisk, not_ready
 from splitmirror.system.stackrecord import EndedSplit, StackRecord, SyncReport
@@ -443,7 +444,7 @@ def _primary_size(disk: Disk) -> int:
 def _check_free(image: Path, but: int | None = None, *, patient: bool = False) -> None:
     """Raise Busy when an image is in use, other than by the process `but`. The daemon itself would
     not mind a second one on the same image."""
-    if users := nbdstack.image_users(image, but=but, patient=patient):
+    if users := openers(image, but=but, patient=patient):
         raise Busy(
             f"{image} is in use: {', '.join(users)}",
             hint="Unmount it, detach its loop device, or end that process.",

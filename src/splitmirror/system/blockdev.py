@@ -144,7 +144,7 @@ def _layer(devno: int) -> Layer:
     path = devno_path(devno)
     if (sysfs / "partition").exists():
         start = int(_read(sysfs / "start") or 0) * _SECTOR
-        below = _parse_devno(_read(sysfs.parent / "dev") or "")
+        below = parse_devno(_read(sysfs.parent / "dev") or "")
         return Layer(devno=devno, path=path, kind="partition", below=below, offset=start)
     if (sysfs / "dm").exists():
         return _device_mapper(devno, path)
@@ -190,11 +190,12 @@ def parse_table(table: str, devno: int, path: str) -> Layer:
         devno=devno,
         path=path,
         kind="linear",
-        below=_parse_devno(below),
+        below=parse_devno(below),
         offset=int(offset) * _SECTOR,
     )
 
 
-def _parse_devno(text: str) -> int:
+def parse_devno(text: str) -> int:
+    """A device number as sysfs and device-mapper write it, "major:minor". Raises ValueError."""
     major, _, minor = text.partition(":")
     return os.makedev(int(major), int(minor))

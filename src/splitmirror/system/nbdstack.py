@@ -23,6 +23,7 @@ from splitmirror.errors import Busy, ConfigError, MirrorError, ProgramFailed
 from splitmirror.model import Session
 from splitmirror.system import filesystems, loop, process, programs
 from splitmirror.system.images import SECTOR_SIZE
+from splitmirror.system.openers import users
 from splitmirror.system.qmp import Event, Monitor
 
 # One for the run, the others for whoever looks on (status, doctor, recover).
@@ -250,38 +251,6 @@ def _is_free(device: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def image_users(image: Path, *, but: int | None = None, patient: bool = False) -> list[str]:
-    """The loop devices over an image and the processes that have it open, other than `but`.
-
-    `patient`: waits a moment for those that are just going, as an autoclear loop device does when
-    its mount is dissolved.
-    """
-
-    def found() -> list[str]:
-        processes = [user for user in users(image) if not user.startswith(f"process {but} ")]
-        return loop.find(image) + processes
-
-    _wait_for(lambda: not found(), _LETTING_GO_S if patient else 0.0)
-    return found()
-
-
-def users(path: str | Path) -> list[str]:
-    """The processes that have this file or device open, as "process 123 (dd)"."""
-    wanted = os.path.realpath(path)
-    found = []
-    for entry in Path("/proc").iterdir():
-        # A process may end while it is looked at.
-        with contextlib.suppress(OSError):
-            if entry.name.isdigit() and _has_open(entry, wanted):
-                name = (entry / "comm").read_text().strip()
-                found.append(f"process {entry.name} ({name})")
-    return found
-
-
-def _has_open(entry: Path, path: str) -> bool:
-    return any(os.readlink(fd) == path for fd in (entry / "fd").iterdir())
 
 
 # --- processes
