@@ -136,8 +136,7 @@ class Guest:
 
     def shell(self, script: str, *, timeout_s: float = 120, check: bool = True) -> Result:
         """`run` a script with bash, which ends at the first command that fails."""
-        argv = ["bash", "-eu", "-o", "pipefail", "-c", script]
-        return self.run(argv, timeout_s=timeout_s, check=check)
+        return self.run(["bash", "-eu", "-c", script], timeout_s=timeout_s, check=check)
 
     def put(self, path: str, data: bytes, mode: int = 0o644) -> None:
         """Write a file. Directories above it are made."""

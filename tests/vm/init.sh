@@ -19,15 +19,22 @@ install -d -o postgres -g postgres /run/postgresql
 hostname guest   # before udev: md arrays made here are this host's own when it comes back
 ip link set lo up
 
+# For `dmesg`: where the time of a boot goes.
+stage() { echo "guest-init: $*" >/dev/kmsg; }
+
+stage "starting udev"
 modprobe -a virtio_console
 /lib/systemd/systemd-udevd --daemon
 udevadm trigger --action=add --subsystem-match=block --subsystem-match=virtio-ports \
     --subsystem-match=mem --subsystem-match=misc
 udevadm settle --timeout=30
+stage "looking for volume groups"
 # Arrays were assembled by udev. For volume groups Debian's rule needs systemd: they come up here.
 [ -z "$(blkid -t TYPE=LVM2_member -o device)" ] || vgchange --quiet -aay
 
+stage "unpacking the project"
 tar -x -C /project -f /dev/disk/by-id/virtio-project
+stage "starting the agent"
 python3 /project/tests/vm/agent.py /dev/virtio-ports/agent
 
 sync

@@ -7,7 +7,7 @@ the cache's key is made of these two files. Sources: mmdebstrap(1), mke2fs(8), l
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,7 +111,10 @@ def _bootstrap(root: Path) -> None:
     initdb = f"/usr/lib/postgresql/{POSTGRESQL}/bin/initdb --no-sync --data-checksums"
     as_postgres = "setpriv --reuid=postgres --regid=postgres --clear-groups env LC_ALL=C.UTF-8"
     no_cluster = 'mkdir -p "$1/etc/postgresql-common" && echo "create_main_cluster = false" >'
+    # As mmdebstrap's own option it would be a Python program's work for each of a hundred archives.
+    excluded = "".join(f"path-exclude={pattern}\\n" for pattern in NOT_UNPACKED)
     hooks = (
+        f"""--extract-hook=printf '{excluded}' > "$1/etc/dpkg/dpkg.cfg.d/guest\"""",
         f'--essential-hook={no_cluster} "$1/etc/postgresql-common/createcluster.conf"',
         f'--customize-hook=chroot "$1" {as_postgres} {initdb} --auth=trust -D {CLUSTER}',
         # Downloaded, not installed: nothing in the image makes an initramfs.
@@ -124,7 +127,6 @@ def _bootstrap(root: Path) -> None:
             *("--skip=cleanup/apt", "--skip=cleanup/reproducible"),
             *('--aptopt=APT::Install-Recommends "0"', '--aptopt=Acquire::Languages "none"'),
             "--dpkgopt=force-unsafe-io",
-            *(f"--dpkgopt=path-exclude={pattern}" for pattern in NOT_UNPACKED),
             *hooks,
             f"--include={','.join(PACKAGES)}",
             *(SUITE, str(root)),
@@ -145,8 +147,14 @@ def _kernel(into: Path, root: Path) -> None:
     (root / "usr/lib/modules").mkdir(exist_ok=True)
     shutil.move(modules, root / "usr/lib/modules")
     _inside(root, "depmod", modules.name)
-    for directory in (unpacked, archives, root / "var/lib/apt/lists"):
+    for directory in (unpacked, archives, root / "var/lib/apt/lists", *_unwanted(root)):
         remove(directory)
+
+
+def _unwanted(root: Path) -> Iterator[Path]:
+    """What the packages that came first brought before their contents were chosen."""
+    for pattern in NOT_UNPACKED:
+        yield from root.glob(pattern.lstrip("/"))
 
 
 def _python_packages(into: Path, root: Path, inputs: Inputs) -> None:

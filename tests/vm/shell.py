@@ -33,7 +33,7 @@ from tests.vm.image import PROJECT
 from splitmirror.errors import SplitmirrorError
 from splitmirror.units import parse_size
 
-_BASH = ("bash", "-eu", "-o", "pipefail", "-c")
+_BASH = ("bash", "-eu", "-c")
 _INSIDE = "tests/vm/inside"
 _PYTEST = ("python3", "-m", "pytest", "-c", f"{_INSIDE}/pytest.ini", "--rootdir=/project")
 _KEEP_DIRECTORY = 'cd "$(cat /run/prompt 2>/dev/null || echo /root)"; trap "pwd >/run/prompt" EXIT'
