@@ -97,10 +97,11 @@ class PostgreSQL:
 
     def _make(self, wal: Path) -> None:
         if self._template is not None:
-            copy = ["cp", "-a", str(self._template), str(self.data)]
-            programs.run(copy, timeout_s=START_TIMEOUT_S)
-            shutil.move(self.data / "pg_wal", wal)
-            (self.data / "pg_wal").symlink_to(wal)
+            inside = self.data / "pg_wal"
+            for copy in ((self._template, self.data), (inside, wal)):  # with their owners
+                programs.run(["cp", "-a", *map(str, copy)], timeout_s=START_TIMEOUT_S)
+            shutil.rmtree(inside)
+            inside.symlink_to(wal)
             return
         argv = [_bin("initdb"), "-D", str(self.data), "-X", str(wal), "-A", "trust", "-k"]
         programs.run(

@@ -1,0 +1,280 @@
+"""Whole backups of PostgreSQL in the guest, on one kind of mirror: what the files `test_whole_*` of
+this folder have in common. Each of them gives a `scene`, and takes its tests from here.
+
+One lab and one cluster serve all tests of a file: making them is what takes long here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from tests.vm.recipe import CLUSTER
+
+from splitmirror import config, journal
+from splitmirror.backup import backup, filesystems_of
+from splitmirror.catalog import Catalog
+from splitmirror.config import Config
+from splitmirror.demo.below import Below
+from splitmirror.demo.lab import Disk, Lab, configuration, lab_at
+from splitmirror.demo.ledger import acknowledged, judge
+from splitmirror.demo.subjects import PostgreSQL, entries, writing
+from splitmirror.drill import drill
+from splitmirror.extents.trees import plan_trees
+from splitmirror.journal import Journal
+from splitmirror.mirrors import Mirror
+from splitmirror.model import BackupSet, Mode
+from splitmirror.recover import recover
+from splitmirror.run import unfinished
+from splitmirror.system import filesystems
+from splitmirror.verify import verify
+
+WORK = Path("/work")  # where the host's test file has the guest mount a disk of its own
+MIB = 1 << 20
+FILL = 8 * MIB
+FLOORS = 5
+SYNC_S = 120.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """A lab with a cluster that runs in it. `bare_split` and `bare_rejoin`: what one would type for
+    a disk of the lab, without splitmirror."""
+
+    lab: Lab
+    subject: PostgreSQL
+    bare_split: Callable[[Lab, Disk], None]
+    bare_rejoin: Callable[[Lab, Disk], None]
+
+    def configured(self, mode: Mode, **more: str) -> Config:
+        table = {"mode": str(mode), "part_size": "16MiB", "block_size": "64KiB", **more}
+        self.lab.config_path.write_text(configuration(self.lab, self.subject.table(), table))
+        return config.load(self.lab.config_path)
+
+    @contextmanager
+    def load(self) -> Iterator[None]:
+        """Writers that commit all the time."""
+        with ExitStack() as writers:
+            for kind, dsn, name in self.subject.writers():
+                writers.enter_context(writing(self.lab, kind, dsn, name))
+            yield
+
+    def scribble(self, size: int) -> None:
+        """Change as many bytes of the database, durably."""
+        with psycopg.connect(self.subject.dsn, autocommit=True) as session:
+            session.execute(
+                "CREATE TABLE IF NOT EXISTS scribbled AS SELECT ''::text AS t WHERE false"
+            )
+            session.execute("TRUNCATE scribbled")
+            rows = "SELECT repeat(md5(g::text), 250) FROM generate_series(1, %s) g"
+            session.execute("ALTER TABLE scribbled ALTER t SET STORAGE external")
+            session.execute(f"INSERT INTO scribbled {rows}", [size // 8000])
+            session.execute("CHECKPOINT")
+
+
+@contextmanager
+def scene_on(
+    below: Below,
+    disks: Sequence[Disk],
+    bare_split: Callable[[Lab, Disk], None],
+    bare_rejoin: Callable[[Lab, Disk], None],
+) -> Iterator[Scene]:
+    """A lab on a kind of mirror, and a small cluster that runs in it."""
+    for old in WORK.glob("lab*"):
+        pytest.fail(f"{old} is left from another scene")
+    with lab_at(WORK / f"lab{os.getpid()}", tuple(disks), below) as lab:
+        subject = PostgreSQL(lab, Path(CLUSTER))
+        subject.create()
+        with subject.running():
+            subject.fill(FILL)
+            yield Scene(lab=lab, subject=subject, bare_split=bare_split, bare_rejoin=bare_rejoin)
+
+
+# --- the tests
+
+
+@pytest.mark.parametrize("mode", [Mode.HOT, Mode.FREEZE])
+def test_a_backup_comes_back_with_every_acknowledged_transaction(
+    scene: Scene, mode: Mode, record_property: Callable[[str, object], None]
+) -> None:
+    loaded = scene.configured(mode)
+    with closing(loaded.open_mirror()) as mirror:
+        mirror.synchronize(lambda done, total: None)
+    with scene.load():
+        floor_s = bare_floor(scene, loaded)
+        made = backup(loaded)
+    record_property(f"{mode}_pause_ms", round(made.write_pause_s * 1000, 1))
+    record_property(f"{mode}_bare_floor_ms", round(floor_s * 1000, 1))
+    verify(loaded.open_medium(), made.set_id).require_sound()
+    with Catalog.open(loaded.catalog_path) as catalog:
+        report = drill(
+            loaded.open_medium(),
+            catalog,
+            made.set_id,
+            loaded.open_database(),
+            scratch=scene.lab.base,
+            probe=lambda copy: entries("postgresql", copy.dsn),
+        )
+    report.require_passed()
+    assert report.probed is not None
+    verdict = judge(acknowledged(scene.lab.ledger, consistent_s(loaded, made)), *report.probed)
+    assert verdict.acknowledged_before_split > 10
+    assert (verdict.lost, verdict.torn) == (0, 0)
+    assert verdict.restored >= verdict.acknowledged_before_split
+    nothing_is_left(scene, loaded)
+    if mode is Mode.HOT:  # in freeze mode discover, prepare and check come on top
+        assert made.write_pause_s < 1.3 * floor_s + 0.05
+
+
+def bare_floor(scene: Scene, loaded: Config) -> float:
+    """Seconds of a freeze of what a hot backup freezes, of the bare commands that split its disks,
+    and of the thaw; the median of some."""
+    measured = []
+    with closing(loaded.open_mirror()) as mirror:
+        mountpoints = frozen(loaded, mirror)
+        disks = [d for d in scene.lab.disks if str(scene.lab.mountpoint(d.name)) in mountpoints]
+        for _ in range(FLOORS):
+            with ExitStack() as undo, ExitStack() as thaw:
+                fds = [filesystems.open_mountpoint(path) for path in mountpoints]
+                for fd in fds:
+                    undo.callback(os.close, fd)
+                    filesystems.syncfs(fd)
+                began_s = time.monotonic()
+                for fd in fds:
+                    thaw.callback(filesystems.thaw, fd)
+                    filesystems.freeze(fd)
+                for disk in disks:
+                    scene.bare_split(scene.lab, disk)
+                thaw.close()
+                measured.append(time.monotonic() - began_s)
+            for disk in disks:
+                scene.bare_rejoin(scene.lab, disk)
+            mirror.synchronize(lambda done, total: None)
+    return statistics.median(measured)
+
+
+def frozen(loaded: Config, mirror: Mirror) -> list[str]:
+    database = loaded.open_database()
+    database.preflight(loaded.backup.mode)
+    layout = database.layout()
+    trees = plan_trees(layout.roots, mirror.volumes(), layout.keep)
+    return [filesystem.mountpoint for filesystem in filesystems_of(trees)]
+
+
+def consistent_s(loaded: Config, made: BackupSet) -> float:
+    records = journal.read(loaded.state / "runs" / made.set_id)
+    return float(next(r.facts["consistent_s"] for r in records if r.kind == "released"))
+
+
+def nothing_is_left(scene: Scene, loaded: Config) -> None:
+    """Nothing is frozen, locked, in backup mode or split, and no run is unfinished."""
+    assert unfinished(loaded.state, loaded.source) == []
+    with psycopg.connect(scene.subject.dsn, autocommit=True) as session:
+        session.execute("INSERT INTO first VALUES ('probe', 1, '')")
+        assert session.execute("SELECT count(*) FROM pg_replication_slots").fetchone() == (0,)
+        session.execute("DELETE FROM first WHERE writer = 'probe'")
+    for disk in scene.lab.disks:
+        (scene.lab.mountpoint(disk.name) / "probe").write_bytes(b"not frozen")
+    with closing(loaded.open_mirror()) as mirror:
+        assert mirror.state().split_id is None, mirror.state()
+
+
+def test_only_what_changed_is_copied_to_the_mirror_again(
+    scene: Scene, record_property: Callable[[str, object], None]
+) -> None:
+    loaded = scene.configured(Mode.HOT, cleanup="leave-split")
+    made = backup(loaded)
+    scene.scribble(4 * MIB)
+    before = written_to_mirrors(scene)
+    with closing(loaded.open_mirror()) as mirror:
+        mirror.rejoin(made.set_id)
+        mirror.synchronize(lambda done, total: None)
+        assert mirror.state().level
+    copied = written_to_mirrors(scene) - before
+    record_property("copied_mib", round(copied / MIB, 1))
+    size = sum(disk.size for disk in scene.lab.disks)
+    assert 4 * MIB <= copied < size // 4
+    nothing_is_left(scene, loaded)
+
+
+def written_to_mirrors(scene: Scene) -> int:
+    """Bytes that the mirror disks of the lab ever took (sectors written, field 7 of
+    Documentation/admin-guide/iostats.rst)."""
+    total = 0
+    for device in Path("/sys/block").glob("loop*"):
+        backing = device / "loop" / "backing_file"
+        if backing.exists() and backing.read_text().strip().endswith(".mirror"):
+            total += int((device / "stat").read_text().split()[6]) * 512
+    return total
+
+
+PHASES = ("synchronize", "map", "quiesce", "discover", "prepare", "split", "check", "release",
+          "backup", "cleanup")  # fmt: skip
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_backup_killed_in_a_phase_is_put_right(scene: Scene, phase: str) -> None:
+    mode = Mode.FREEZE if PHASES.index(phase) % 2 else Mode.HOT
+    loaded = scene.configured(mode)
+    killed_in(phase, loaded)
+    (recovered,) = recover(loaded)
+    trusted = PHASES.index(phase) >= PHASES.index("backup")
+    assert (recovered.finished is not None) == trusted, recovered.done
+    if recovered.finished is not None:
+        verify(loaded.open_medium(), recovered.set_id).require_sound()
+    nothing_is_left(scene, loaded)
+
+
+def killed_in(phase: str, loaded: Config) -> None:
+    """A backup in a forked process, killed with -9 right behind the record that `phase` begins; the
+    phase split, when the mirror was just split."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            _kill_itself(phase)
+            backup(loaded)
+        finally:
+            os._exit(3)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+
+
+def _kill_itself(phase: str) -> None:
+    from splitmirror.hold import Hold
+
+    record, thaw = Journal.record, Hold.thaw
+
+    def deadly(made: Journal, kind: str, **facts: Any) -> None:
+        record(made, kind, **facts)
+        if kind == "phase begins" and facts["name"] == phase and phase != "split":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def before_the_thaw(hold: Hold) -> None:
+        if phase == "split":
+            os.kill(os.getpid(), signal.SIGKILL)
+        thaw(hold)
+
+    Journal.record = deadly  # type: ignore[method-assign]
+    Hold.thaw = before_the_thaw  # type: ignore[method-assign]
+
+
+def remember(scene: Scene, made: BackupSet) -> None:
+    """For the tests behind a reboot."""
+    (WORK / "remembered.json").write_text(json.dumps({"base": str(scene.lab.base)}))
+
+
+TESTS = (
+    test_a_backup_comes_back_with_every_acknowledged_transaction,
+    test_only_what_changed_is_copied_to_the_mirror_again,
+    test_a_backup_killed_in_a_phase_is_put_right,
+)
