@@ -1,9 +1,12 @@
 # make demo    set up, then a whole backup and restore on the embedded mirror   (ARGS="--json ...")
 # make test    set up, then every test; the slow tiers say what they ran        (ARGS="-k name")
+#              SKIP_VM=1 leaves out the guests, which take most of the time
+# make test-vm the guests alone: LVM, md, PostgreSQL on Debian's own kernel, emulated; docs/testing.md
+#              (ARGS="tests/vm/test_platform.py --inside md")
 # make bench   every figure that matters, against what people use instead (ARGS="--scale 0.1 --json")
 # make bench-page   docs/performance.md from the figures that `make bench` saved
 # make check   style, types and the rooms' import rules
-.PHONY: setup demo test test-fast bench bench-page check clean
+.PHONY: setup demo test test-vm test-fast bench bench-page check clean
 
 setup:
 	@scripts/setup
@@ -12,7 +15,12 @@ demo: setup
 	@.venv/bin/splitmirror demo $(ARGS)
 
 test: setup check
+	@[ -n "$(SKIP_VM)" ] || scripts/setup vm
 	.venv/bin/pytest $(ARGS)
+
+test-vm: setup
+	@scripts/setup vm
+	.venv/bin/pytest $(if $(findstring tests/vm,$(ARGS)),,tests/vm) $(ARGS)
 
 test-fast: setup
 	.venv/bin/pytest tests/unit tests/contract tests/property -m "not real and not crash" $(ARGS)

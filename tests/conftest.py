@@ -24,6 +24,12 @@ def missing() -> list[str]:
     return lacks
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--inside", metavar="EXPRESSION", help="of the guests' scenarios, those named like this"
+    )
+
+
 def pytest_configure() -> None:
     """Ctrl-C is part of what is tested; a job in the background is started with it ignored."""
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -94,11 +94,13 @@ def cluster(
     own_wal: bool = False,
     outside: bool = False,
     home: Path | None = None,
+    template: Path | None = None,
 ) -> Iterator[Cluster]:
     """A started cluster, stopped and removed at the end.
 
     `own_wal`: pg_wal is a link; `outside`: the configuration lies off the data directory, as
-    Debian's does. `home`: an existing directory that the postgres user can reach.
+    Debian's does. `home`: an existing directory that the postgres user can reach. `template`: the
+    data directory of a cluster that never ran, copied where initdb would take long.
     """
     made = home or Path(tempfile.mkdtemp(prefix="splitmirror-pg-"))
     made.chmod(0o755)
@@ -111,7 +113,10 @@ def cluster(
         config_file=config / "postgresql.conf",
     )
     try:
-        _initialize(found, own_wal)
+        if template is None:
+            _initialize(found, own_wal)
+        else:
+            _copy(template, found, own_wal)
         if outside:
             _move_configuration(found, config)
         found.set(_SETTINGS | {"unix_socket_directories": str(made)} | dict(settings or {}))
@@ -127,6 +132,13 @@ def _initialize(found: Cluster, own_wal: bool) -> None:
     argv += ["--no-sync", "--no-instructions", "--data-checksums"]
     argv += ["--waldir", str(found.home / "wal")] if own_wal else []
     programs.run(argv, timeout_s=_START_S, user=_USER, env={"HOME": str(found.home)})
+
+
+def _copy(template: Path, found: Cluster, own_wal: bool) -> None:
+    programs.run(["cp", "-a", str(template), str(found.data)], timeout_s=_START_S)
+    if own_wal:
+        wal = (found.data / "pg_wal").rename(found.home / "wal")
+        (found.data / "pg_wal").symlink_to(wal)
 
 
 def _move_configuration(found: Cluster, config: Path) -> None:
