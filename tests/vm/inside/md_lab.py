@@ -13,7 +13,7 @@ from splitmirror.mirrors.md import ArraySettings, MdMirror
 from splitmirror.progress import silent
 from splitmirror.system import programs
 
-A, B, C, D = (f"/dev/disk/by-id/virtio-{name}" for name in "abcd")
+A, B, C, D, E, F = (f"/dev/disk/by-id/virtio-{name}" for name in "abcdef")
 MIB = 1 << 20
 KIB = 1 << 10
 
@@ -33,13 +33,16 @@ def array(
     *,
     metadata: str = "1.2",
     bitmap: str = "internal",
+    size: str = "max",
 ) -> Iterator[str]:
-    """An array in sync, of raid1; gone with its superblocks at the end, whatever was done to it."""
+    """An array in sync, of raid1; gone with its superblocks at the end, whatever was done to it.
+    Its bitmap is cleared every second, not every five."""
     run("modprobe", "-a", "raid1", "dm-mod", "loop")
-    more = ["--bitmap-chunk=64K"] if bitmap == "internal" else []
+    more = ["--bitmap-chunk=64K", "--delay=1"] if bitmap == "internal" else []
     run(
         *("mdadm", "--create", device, "--quiet", "--run", "--level=1", f"--bitmap={bitmap}"),
-        *(f"--raid-devices={len(members)}", f"--metadata={metadata}", *more, *members),
+        *(f"--raid-devices={len(members)}", f"--metadata={metadata}"),
+        *(f"--size={size}", *more, *members),
     )
     wait_until_level(device)
     try:

@@ -14,8 +14,9 @@ from splitmirror.testing.mirrors import CHECKS, Check, MirrorHarness
 @pytest.fixture(scope="module")
 def harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MirrorHarness]:
     state = tmp_path_factory.mktemp("md")
-    with array("/dev/md0", (A, B)) as one, array("/dev/md1", (C, D)) as two:
-        yield MirrorHarness(open=lambda: mirror_of(state, one, two))
+    one, two = array("/dev/md0", (A, B), size="12M"), array("/dev/md1", (C, D), size="8M")
+    with one as first, two as second:
+        yield MirrorHarness(open=lambda: mirror_of(state, first, second))
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
