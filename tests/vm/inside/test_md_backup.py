@@ -92,7 +92,7 @@ def test_a_backup_that_is_killed_is_put_right(record: str, data: Path, tmp_path:
     path = configured(tmp_path, "/dev/md0", table, mode="freeze")
     killed_behind(record, path)
     write_durably(files / "f1", bytes(KIB))  # nothing is frozen
-    (recovered,) = command(path, "recover")
+    (recovered,) = command(path, "recover")["runs"]
     assert (recovered["finished"] is not None) == (record in FINISHED_FROM), recovered
     if recovered["finished"]:
         require_sound(load(path), recovered["set_id"])

@@ -63,7 +63,7 @@ def path() -> Path:
 def test_after_the_backup_goes_on(path: Path) -> None:
     assert (sysfs_of(DEVICE) / "degraded").read_text() == "1\n"
     run("mount", "-o", "ro,noload", DEVICE, str(DATA))  # nothing has been written to the array
-    (recovered,) = command(path, "recover")
+    (recovered,) = command(path, "recover")["runs"]
     assert recovered["finished"], recovered
     require_sound(load(path), recovered["set_id"])
     assert command(path, "mirror", "status")["level"]
@@ -74,7 +74,7 @@ def test_after_the_array_was_written_to_the_backup_is_thrown_away(path: Path) ->
     run("mount", DEVICE, str(DATA))
     write_durably(DATA / "f2", os.urandom(64 * KIB))
     wait_until_level(DEVICE)  # md has taken the leg back by itself
-    (recovered,) = command(path, "recover")
+    (recovered,) = command(path, "recover")["runs"]
     assert not recovered["finished"], recovered
     assert "not what was split" in str(recovered["done"])
     assert command(path, "mirror", "status")["level"]
