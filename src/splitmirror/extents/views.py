@@ -293,7 +293,13 @@ def _device(runs: Sequence[Run], filesystem: Filesystem) -> Iterator[str]:
 
 def _flush(run: Run) -> None:
     """A block device's cache may be older than what the mirror wrote below it."""
-    fd = os.open(run.path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fd = os.open(run.path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise LegError(
+            f"the leg is gone: {run.path} cannot be opened: {error.strerror}",
+            hint="Its disk failed or was taken away: see the kernel log. The primary is unharmed.",
+        ) from None
     try:
         if stat.S_ISBLK(os.fstat(fd).st_mode):
             blockdev.flush_buffers(fd)

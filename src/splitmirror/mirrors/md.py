@@ -15,6 +15,7 @@ import re
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -30,7 +31,7 @@ from splitmirror.errors import (
 from splitmirror.mirrors import Feature, MirrorState
 from splitmirror.model import Filesystem, Finding, Leg, Run, Volume
 from splitmirror.progress import Progress
-from splitmirror.system import blockdev, dmlinear, md, mdchecks, mdlegs, mdsuper
+from splitmirror.system import blockdev, dmlinear, md, mdchecks, mdlegs, mdproof, mdsuper
 from splitmirror.system.md import Array, Member
 from splitmirror.system.mdrecord import (
     MdRecord,
@@ -43,7 +44,7 @@ from splitmirror.system.mdrecord import (
 PROGRAMS = ("mdadm",)  # what doctor looks for
 
 _SPLIT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_BEGIN_S = 10.0  # a copy to a member that came back begins within as much
+_BEGIN_S = 10.0  # a copy to a member that joins begins within as much
 _POLL_S = 0.1
 
 
@@ -95,13 +96,13 @@ def open_mirror(settings: Settings, state_dir: Path) -> MdMirror:
 
 
 class MdMirror:
-    """See `Mirror` and `Preparing`."""
+    """See `Mirror`, `Preparing` and `Proving`."""
 
     def __init__(self, settings: Settings, state_dir: Path) -> None:
         self._settings = settings
         self._file = MdRecordFile(state_dir, [array.device for array in settings.arrays])
         self._prepared: _Prepared | None = None
-        features = {Feature.PREPARES, Feature.INSTANT_LEG}
+        features = {Feature.PREPARES, Feature.INSTANT_LEG, Feature.PROVES}
         if len(settings.arrays) == 1:
             features.add(Feature.GROUP_SPLIT)
         self.features = frozenset(features)
@@ -177,18 +178,16 @@ class MdMirror:
                 self._file.save(record)
             if record.returning:
                 self._give_back(record, arrays.values())
-            self._wait_level(arrays, progress)
+            self._wait_level(progress)
 
-    def _wait_level(self, arrays: Mapping[str, Array], progress: Progress) -> None:
+    def _wait_level(self, progress: Progress) -> None:
         """Wait until every array is as whole as it must be."""
-        allow, begin_by = self._settings.allow_degraded, time.monotonic() + _BEGIN_S
-        total, done = sum(array.size for array in arrays.values()), 0
+        allow, begin_by, done = self._settings.allow_degraded, time.monotonic() + _BEGIN_S, 0
         while True:
-            left = {
-                array: mdchecks.why_not_level(array, allow_degraded=allow)
-                for array in arrays.values()
-            }
-            done = max(done, sum(_copied(array) for array in arrays.values()))
+            arrays = self._arrays(self._known()).values()
+            total = sum(array.size for array in arrays)
+            left = {array: mdchecks.why_not_level(array, allow_degraded=allow) for array in arrays}
+            done = max(done, sum(_copied(array) for array in arrays))
             progress(done if any(left.values()) else total, total)
             if not any(left.values()):
                 return
@@ -196,7 +195,6 @@ class MdMirror:
                 if why and not _copies(array, time.monotonic() < begin_by):
                     raise mdchecks.not_level(array, why)
             time.sleep(_POLL_S)
-            arrays = self._arrays(self._known())
 
     # --- split
 
@@ -327,6 +325,25 @@ class MdMirror:
             if leg.array not in whole:
                 mdlegs.wait_copied(leg, md.array(mdlegs.array_of(leg, arrays).path))
 
+    # --- proof
+
+    def prove(self, progress: Progress) -> int:
+        self._file.make_directory()
+        with self._file.locked():
+            record = self._known()
+            arrays = self._arrays(record)
+            if parted := _parted(record, arrays.values()):
+                raise _is_split(parted)
+            if why := self._why_not_level(record, arrays.values()):
+                raise MirrorNotReady(why, hint="Run `splitmirror resync` first.")
+            total = sum(array.size for array in arrays.values())
+            begin = differing = 0
+            for array in arrays.values():
+                differing += mdproof.prove(array, partial(_further, progress, begin, total))
+                begin += array.size
+        progress(total, total)
+        return differing
+
     # --- what would make a split unsafe
 
     def preflight(self, filesystems: Sequence[Filesystem]) -> list[Finding]:
@@ -387,6 +404,10 @@ def _chosen(wanted: ArraySettings, array: Array) -> Member:
         f"{wanted.leg} is no member of {array.path} that is in sync",
         hint=f"Name another leg in [mirror], or see `mdadm --detail {array.path}`.",
     )
+
+
+def _further(progress: Progress, begin: int, total: int, done: int) -> None:
+    progress(begin + done, total)
 
 
 def _copied(array: Array) -> int:

@@ -117,7 +117,7 @@ def joined(runs: Sequence[Run]) -> Iterator[str]:
     ends. Each run begins and ends at a sector. Raises DeviceFailed, PrivilegeError.
     """
     sweep()
-    name = f"{_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
+    name = _new_name()
     node = _made(name, runs)
     try:
         fd = os.open(node, os.O_RDONLY | os.O_CLOEXEC)
@@ -148,13 +148,22 @@ def _see_gone(name: str, node: str) -> None:
 def sweep() -> list[str]:
     """Take away what a process left that died while it made such a device. Gives their names."""
     gone = []
-    for name in _names():
+    for name in ours():
         pid = name.removeprefix(_PREFIX).partition("-")[0]
-        if name.startswith(_PREFIX) and not Path(f"/proc/{pid}").exists():
+        if not Path(f"/proc/{pid}").exists():
             with contextlib.suppress(OSError):  # another process was quicker
                 _command(_REMOVE, name, flags=_DEFERRED_REMOVE, cookie=_NO_UDEV)
                 gone.append(name)
     return gone
+
+
+def ours() -> list[str]:
+    """The names of what `joined` put together, in this or another process."""
+    return [name for name in _names() if name.startswith(_PREFIX)]
+
+
+def _new_name() -> str:
+    return f"{_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def _made(name: str, runs: Sequence[Run]) -> str:

@@ -156,25 +156,25 @@ def _read_array(name: str, devno: int) -> Array:
     for member, uuid in _members(sysfs):
         members.append(member)
         uuids.append(uuid)
-    action, waits = _text(sysfs / "sync_action"), _text(sysfs / "resync_start")
-    done, total = _done(_text(sysfs / "sync_completed"))
+    action, waits = text(sysfs / "sync_action"), text(sysfs / "resync_start")
+    done, total = _done(text(sysfs / "sync_completed"))
     return Array(
         name=name,
         path=f"/dev/{name}",
         devno=devno,
         uuid=next(filter(None, uuids), ""),
-        level=_text(sysfs / "level"),
-        metadata=_text(sysfs / "metadata_version"),
-        state=_text(sysfs / "array_state"),
-        disks=int(_text(sysfs / "raid_disks") or 0),
-        size=int(_text(sysfs.parent / "size") or 0) * _SECTOR,
-        missing=int(_text(sysfs / "degraded") or 0),
+        level=text(sysfs / "level"),
+        metadata=text(sysfs / "metadata_version"),
+        state=text(sysfs / "array_state"),
+        disks=int(text(sysfs / "raid_disks") or 0),
+        size=int(text(sysfs.parent / "size") or 0) * _SECTOR,
+        missing=int(text(sysfs / "degraded") or 0),
         syncing=action in _SYNCING or waits not in ("", "none"),
         done=done,
         total=total,
         bitmap=_bitmap(sysfs),
-        chunk=int(_text(sysfs / "bitmap/chunksize") or 0),
-        write_behind=_text(sysfs / "bitmap/backlog") not in ("", "0"),
+        chunk=int(text(sysfs / "bitmap/chunksize") or 0),
+        write_behind=text(sysfs / "bitmap/backlog") not in ("", "0"),
         members=tuple(members),
     )
 
@@ -184,17 +184,17 @@ def _members(sysfs: Path) -> Iterator[tuple[Member, str]]:
     for place in sorted(sysfs.glob("dev-*")):
         with contextlib.suppress(OSError, DeviceFailed, ValueError):  # one that is just leaving
             devno = blockdev.parse_devno((place / "block/dev").read_text().strip())
-            path, slot = blockdev.devno_path(devno), _text(place / "slot")
+            path, slot = blockdev.devno_path(devno), text(place / "slot")
             carried = _superblock(path)
             member = Member(
                 name=place.name.removeprefix("dev-"),
                 path=path,
                 devno=devno,
-                state=frozenset(_text(place / "state").split(",")),
+                state=frozenset(text(place / "state").split(",")),
                 slot=int(slot) if slot.isdecimal() else None,
-                data_offset=int(_text(place / "offset")) * _SECTOR,
+                data_offset=int(text(place / "offset")) * _SECTOR,
                 bad_blocks=any(
-                    _text(place / log) for log in ("bad_blocks", "unacknowledged_bad_blocks")
+                    text(place / log) for log in ("bad_blocks", "unacknowledged_bad_blocks")
                 ),
                 device=carried.device_uuid if carried else "",
             )
@@ -209,19 +209,20 @@ def _superblock(path: str) -> Superblock | None:
 
 
 def _bitmap(sysfs: Path) -> str:
-    location = _text(sysfs / "bitmap/location")
+    location = text(sysfs / "bitmap/location")
     if location.lstrip("+-").isdecimal():
         return "internal"
     return location or "none"
 
 
-def _done(text: str) -> tuple[int, int]:
+def _done(words: str) -> tuple[int, int]:
     """sync_completed: "none", "delayed", or "123 / 4567" in sectors."""
-    done, slash, total = text.partition(" / ")
+    done, slash, total = words.partition(" / ")
     return (int(done) * _SECTOR, int(total) * _SECTOR) if slash else (0, 0)
 
 
-def _text(path: Path) -> str:
+def text(path: Path) -> str:
+    """What a file of sysfs says; "" when it is not there, or does not say."""
     try:
         return path.read_text().strip()
     except OSError:
@@ -267,7 +268,7 @@ def remove(found: Array, member: Member, limit_s: float) -> None:
     until = time.monotonic() + limit_s
     while True:
         try:
-            _write(_state(found, member), "remove")
+            write(_state(found, member), "remove")
         except FileNotFoundError:
             return
         except OSError as error:
@@ -286,13 +287,13 @@ def go_on(found: Array) -> None:
     member that it lacks. Harmless for any other."""
     if found.state == "read-auto":
         with contextlib.suppress(OSError):  # then it waits for that write
-            _write(found.sysfs / "array_state", "clean")
+            write(found.sysfs / "array_state", "clean")
 
 
 def stop(found: Array) -> None:
     """Disassemble an array. Raises Busy while something uses it."""
     try:
-        _write(found.sysfs / "array_state", "clear")
+        write(found.sysfs / "array_state", "clear")
     except OSError as error:
         raise Busy(
             f"{found.path} cannot be stopped: {error.strerror}",
@@ -304,9 +305,10 @@ def _state(found: Array, member: Member) -> Path:
     return found.sysfs / f"dev-{member.name}" / "state"
 
 
-def _write(path: Path, text: str) -> None:
+def write(path: Path, words: str) -> None:
+    """Tell something to a file of sysfs. Raises OSError."""
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
-        os.write(fd, text.encode())
+        os.write(fd, words.encode())
     finally:
         os.close(fd)

@@ -68,12 +68,17 @@ def events(legs: Sequence[Parted]) -> dict[str, int]:
 
 
 def is_in(leg: Parted, arrays: Iterable[Array]) -> bool:
-    """Whether a leg is a working member of its array, or becomes one."""
+    """Whether a leg is a working member beside its primary again, or becomes one."""
     array = array_of(leg, arrays)
     member = array.member(leg.device)
-    if member is None or "faulty" in member.state:
+    if member is None or "faulty" in member.state or not _with_primary(leg, array):
         return False
     return not _only_held(array, member)
+
+
+def _with_primary(leg: Parted, array: Array) -> bool:
+    """Not so: the array was put together from the leg alone, at boot or by hand."""
+    return any(member.device in leg.others for member in array.members)
 
 
 def _only_held(array: Array, member: Member) -> bool:
@@ -102,11 +107,11 @@ def taken_out(leg: Parted, split_id: str) -> str:
     if (held := md.holding(path)) is None:
         return path
     array, member = held
-    others = {other.device for other in array.members} & set(leg.others)
-    if "faulty" in member.state or (others and _only_held(array, member)):
+    primary = _with_primary(leg, array)
+    if primary and ("faulty" in member.state or _only_held(array, member)):
         md.remove(array, member, _REMOVE_S)
-    elif not others and array.state in ("inactive", "read-auto"):
-        md.stop(array)  # put together from the leg alone, at boot
+    elif not primary and array.state in ("inactive", "read-auto", "readonly"):
+        md.stop(array)
     else:
         raise _lost(split_id, f"{path} is in {array.path} again")
     return path
@@ -125,7 +130,7 @@ def check_unused(leg: Parted) -> None:
 def give_back(leg: Parted, array: Array) -> bool:
     """Have its array take a leg back. False: it is copied in full, for its bitmap does not serve.
     Raises LegError when it is gone, UnsafeMirror when the array goes on without its primary."""
-    if not {member.device for member in array.in_sync} & set(leg.others):
+    if not _with_primary(leg, array):
         raise UnsafeMirror(
             f"{array.path} runs without the disks that it had when it was split",
             hint="It may have been assembled from the leg alone: see `mdadm --detail "
