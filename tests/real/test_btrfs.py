@@ -11,12 +11,13 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.real.ledgered import create, judged, writing
+from tests.real.qsd_lab import small_filesystem
 
 from splitmirror import backup as recipe
 from splitmirror import config
@@ -24,7 +25,7 @@ from splitmirror.backup import backup
 from splitmirror.catalog import Catalog
 from splitmirror.config import Config
 from splitmirror.demo.lab import Disk, Lab, configuration, lab_at, leftovers
-from splitmirror.errors import UnsupportedStack
+from splitmirror.errors import UnsupportedStack, WouldFreeze
 from splitmirror.extents import views
 from splitmirror.model import BackupSet
 from splitmirror.restore import restore
@@ -175,3 +176,21 @@ def test_where_the_kernel_mounts_the_primary_for_the_leg_there_is_no_set(
     with Catalog.open(loaded.catalog_path) as catalog:
         assert refused and not [s for s in catalog.sets() if str(path.parent) in str(s.trees)]
     path.write_bytes(path.read_bytes())  # nothing is frozen
+
+
+@pytest.mark.parametrize("where", ["beside", "in a subvolume", "in an image"])
+def test_a_journal_on_the_btrfs_that_will_be_frozen_is_refused(lab: Lab, where: str) -> None:
+    """Its device number, as a file shows it, is another one in each subvolume, and none of them is
+    the superblock's."""
+    place = lab.mountpoint("data") / where.replace(" ", "-")
+    path = create(place, "own.sqlite")
+    with ExitStack() as stack:
+        state = place / "state"
+        if where == "in a subvolume":
+            subprocess.run(["btrfs", "-q", "subvolume", "create", state], check=True)
+        if where == "in an image":
+            state = stack.enter_context(small_filesystem(place, 16 << 20))
+        text = configuration(lab, {"driver": "sqlite", "paths": [str(path)]})
+        lab.config_path.write_text(text.replace(f"{lab.base}/state", str(state)))
+        with pytest.raises(WouldFreeze, match=str(state)):
+            backup(config.load(lab.config_path))
