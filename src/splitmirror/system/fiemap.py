@@ -65,6 +65,15 @@ def packed_extents(fd: int, size: int) -> bytes:
     return extents_of(fd, size)
 
 
+def count(fd: int) -> int:
+    """How many extents an open file has; 0.1 to 0.3 microseconds each. Raises DeviceFailed where
+    the filesystem has none to tell, OSError."""
+    question = bytearray(_HEAD.pack(0, _WHOLE, 0, 0, 0, 0))  # with no room for an answer it counts
+    _ask(fd, question)
+    mapped: int = _HEAD.unpack(question)[3]
+    return mapped
+
+
 def mapper() -> Callable[[int, int], bytes]:
     """`packed_extents` with a buffer of its own, for one thread and many files: half a microsecond
     beside the kernel's own time."""
