@@ -40,6 +40,10 @@ class Images:
         return self.base / "mnt" / name
 
     @property
+    def config_path(self) -> Path:
+        return self.base / "splitmirror.toml"
+
+    @property
     def ledger(self) -> Path:
         return self.base / "ledger"
 
@@ -47,9 +51,8 @@ class Images:
         return sorted(path.name for path in self.host.path.rglob("*.leg"))
 
     def configured(self, database: Mapping[str, object], **options: object) -> Config:
-        path = self.base / "splitmirror.toml"
         disks = [{"name": disk.name, "image": disk.image} for disk in self.disks]
-        path.write_text(
+        self.config_path.write_text(
             f'source = "reflinked"\nstate_dir = "{self.base}/state"\n'
             f"[database]\n{_table(database)}"
             f'[mirror]\ndriver = "reflink"\n'
@@ -57,11 +60,22 @@ class Images:
             + f'[medium]\ndriver = "virtualtape"\npath = "{self.base}/SM0001.tap"\n'
             f"[backup]\n{_table(options)}"
         )
-        return config.load(path)
+        return config.load(self.config_path)
 
 
 def _table(values: Mapping[str, object]) -> str:
-    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
+    """In TOML; a table in it as one."""
+    return "".join(
+        f"{key} = {{ {', '.join(_table(value).splitlines())} }}\n"
+        if isinstance(value, dict)
+        else f"{key} = {json.dumps(value)}\n"
+        for key, value in values.items()
+    )
+
+
+def without_loop_device(image: Path) -> None:
+    for device in loop.find(image):
+        loop.detach(device)
 
 
 @contextmanager
@@ -77,7 +91,8 @@ def images_on(
             image = host.path / f"{name}.img"
             with image.open("wb") as made:
                 made.truncate(size)
-            undo.callback(loop.detach, loop.attach(image))
+            programs.run(["losetup", "--find", str(image)], timeout_s=30)
+            undo.callback(without_loop_device, image)
             disks.append(Disk(name=name, image=str(image)))
         for part in ("mnt", "ledger", "state"):
             (base / part).mkdir(parents=True)

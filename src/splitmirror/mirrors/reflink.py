@@ -339,7 +339,7 @@ def _split_time(place: LegPlace, longest_s: float) -> Finding:
     except SplitmirrorError as error:
         return Finding(what=what, problem=error)
     seconds = extents * _EXTENT_S
-    if seconds < _WORTH_TELLING_S:
+    if seconds <= min(_WORTH_TELLING_S, longest_s):
         return Finding(what=what)
     problem = UnsafeMirror(
         f"{place.image} has {extents} extents: to clone it stops the database for about "
