@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.real.loopfs import LoopFs
+from tests.real.loopfs import LoopFs, until
 
 from splitmirror import config
 from splitmirror.config import Config
@@ -74,8 +74,10 @@ def _table(values: Mapping[str, object]) -> str:
 
 
 def without_loop_device(image: Path) -> None:
+    """The kernel lets go of an unmounted device in the back, and of the image behind that."""
     for device in loop.find(image):
         loop.detach(device)
+    assert until(lambda: not loop.find(image)), f"a loop device over {image} stays"
 
 
 @contextmanager

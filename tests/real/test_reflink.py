@@ -22,6 +22,7 @@ from tests.real.reflink_lab import (
     Images,
     images_on,
     with_filesystems,
+    without_loop_device,
 )
 
 from splitmirror import backup as recipe
@@ -216,7 +217,7 @@ def test_a_leg_outlives_its_loop_devices_and_the_backup_is_finished_from_it(
             expected = contents(place)
             loaded = images.configured({"driver": "none", "paths": [str(place)]}, mode="freeze")
             killed(images, "planned")
-        loop.detach(loop.find(images.disks[0].image)[0])
+        without_loop_device(images.image("data"))
         with closing(loaded.open_mirror()) as mirror:
             assert not mirror.state().level
             with pytest.raises(MirrorNotReady, match="no loop device"):
@@ -399,7 +400,7 @@ def test_an_image_that_has_grown_below_its_loop_device_is_refused(images: Images
 def test_an_image_in_too_many_extents_is_refused_before_writers_wait_for_it(
     images: Images,
 ) -> None:
-    with one_image(images.host.path, longest_split_s=0.015) as mirror:
+    with one_image(images.host.path, longest_split_s=0.004) as mirror:
         with (images.host.path / "one.img").open("r+b") as file:
             for at in range(0, 8 * MIB, 4096 * 2):
                 punch_hole(file.fileno(), at, 4096)
@@ -407,7 +408,7 @@ def test_an_image_in_too_many_extents_is_refused_before_writers_wait_for_it(
             extents = fiemap.count(file.fileno())
         assert extents == 1024
         assert problems(mirror) == []
-        tight = ReflinkMirror(msgspec.structs.replace(mirror._settings, longest_split_s=0.01))
+        tight = ReflinkMirror(msgspec.structs.replace(mirror._settings, longest_split_s=0.003))
         assert "1024 extents" in str(only_problem(tight))
     (images.host.path / "one.img").unlink()
 

@@ -2,9 +2,10 @@
 
 The database's filesystem lies on a loop device over an image file. To split is to clone the image
 (FICLONE) while that filesystem is frozen: the leg is a file beside it that shares all its blocks,
-whole at once. There is no second disk, so nothing here protects against the loss of the first. What
-the database overwrites while the leg is there takes new room on the host's filesystem, and the
-split takes longer with every extent that the image is broken into. docs/adr/0014 says more.
+whole at once. Most of it is cloned before the freeze, and only renewed in it. There is no second
+disk, so nothing here protects against the loss of the first. What the database overwrites while the
+leg is there takes new room on the host's filesystem, and the split takes longer with every extent
+that the image is broken into. docs/adr/0014 says more.
 
 The world is the state: a leg is named by its image and its split, and it has a name only when it is
 whole. Sources: ioctl_ficlone(2), loop(4), xfs(5), btrfs(5).
@@ -51,8 +52,8 @@ from splitmirror.units import parse_size, show_seconds, show_size, size_setting
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _HOSTS = ("xfs", "btrfs")
-# Measured on xfs and btrfs of 10,000 extents and more, on the large side (docs/mirrors.md).
-_EXTENT_S = 10e-6
+# Of a prepared split, measured on xfs and btrfs, on the large side (docs/mirrors.md).
+_EXTENT_S = 3e-6
 _WORTH_TELLING_S = 0.1
 # Of what the images hold, this part at least must be free to be overwritten while a leg is there.
 _LEAST_ROOM = 10
@@ -71,7 +72,7 @@ class Disk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[mirror]` with driver = "reflink". `room`: as much must be free before a split, for what the
     database overwrites while the leg is there; 0: a tenth of what the images hold.
-    `longest_split_s`: with more extents than can be cloned in that time, a split is refused."""
+    `longest_split_s`: with so many extents that it would take longer, a split is refused."""
 
     disks: tuple[Disk, ...]
     room: str | int = 0
@@ -104,7 +105,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Prepared:
-    """A split that takes one ioctl for each image, and its name."""
+    """A split of which nothing is left but what must be done while the images stand still."""
 
     split_id: str
     clones: tuple[Clone, ...]
@@ -192,14 +193,14 @@ class ReflinkMirror:
 
     def prepare_split(self, split_id: str) -> None:
         self._forget_prepared()
-        self._prepared = self._prepare(split_id)
+        self._prepared = self._prepare(split_id, early=True)
 
     def split(self, split_id: str) -> None:
         prepared, self._prepared = self._prepared, None
         if prepared is not None and prepared.split_id != split_id:
             prepared.opened.close()
             prepared = None
-        prepared = prepared or self._prepare(split_id)
+        prepared = prepared or self._prepare(split_id, early=False)
         if prepared is None:
             return
         with prepared.opened, telling(f"the images cannot be split as {split_id}"):
@@ -212,7 +213,7 @@ class ReflinkMirror:
                 self._remove(split_id)
                 raise
 
-    def _prepare(self, split_id: str) -> _Prepared | None:
+    def _prepare(self, split_id: str, *, early: bool) -> _Prepared | None:
         """Everything but the clones themselves; None when it is split so already."""
         if not SPLIT_ID.fullmatch(split_id):
             raise MirrorError(
@@ -225,7 +226,9 @@ class ReflinkMirror:
             raise _is_split(parted)
         self.volumes()  # there is a loop device over each image, and no other
         with ExitStack() as undo:
-            clones = tuple(prepare_clone(place, split_id, undo) for place in self._places.values())
+            clones = tuple(
+                prepare_clone(place, split_id, undo, early=early) for place in self._places.values()
+            )
             return _Prepared(split_id=split_id, clones=clones, opened=undo.pop_all())
 
     def _forget_prepared(self) -> None:
@@ -331,7 +334,7 @@ def _check_host(place: LegPlace) -> None:
 
 
 def _split_time(place: LegPlace, longest_s: float) -> Finding:
-    """How long the clone of an image would take, told by its extents."""
+    """How long the split of an image would take, told by its extents."""
     what = f"extents of {place.image}"
     try:
         with telling(f"the extents of {place.image} cannot be counted"), ExitStack() as undo:
@@ -342,7 +345,7 @@ def _split_time(place: LegPlace, longest_s: float) -> Finding:
     if seconds <= min(_WORTH_TELLING_S, longest_s):
         return Finding(what=what)
     problem = UnsafeMirror(
-        f"{place.image} has {extents} extents: to clone it stops the database for about "
+        f"{place.image} has {extents} extents: its split stops the database for about "
         f"{show_seconds(seconds)}",
         hint="While nothing uses it, copy it to a new file with `cp --reflink=never "
         "--sparse=never`; docs/mirrors.md says how to keep it in few. "

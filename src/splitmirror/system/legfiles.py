@@ -52,25 +52,31 @@ class LegPlace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Clone:
-    """An image and the nameless file that will be its leg, open."""
+    """An image and the nameless file that will be its leg, open. `known`: what was cloned early;
+    None: nothing."""
 
     place: LegPlace
     source: int
     leg: int
     directory: int
+    known: frozenset[bytes] | None
 
     def make(self) -> None:
-        """Raises OSError."""
-        reflink.clone(self.source, self.leg)
+        """Make the leg what the image is now. Raises OSError."""
+        if self.known is None:
+            reflink.clone(self.source, self.leg)
+        else:
+            reflink.renew(self.source, self.leg, self.known)
 
     def publish(self, split_id: str) -> None:
         """Raises OSError."""
         reflink.publish(self.leg, self.directory, self.place.leg(split_id).name)
 
 
-def prepare_clone(place: LegPlace, split_id: str, undo: ExitStack) -> Clone:
-    """A clone that takes one ioctl and a name; what the image's loop device left in its page cache
-    is written back. Closed with `undo`, and gone if it was not published. Raises MirrorError."""
+def prepare_clone(place: LegPlace, split_id: str, undo: ExitStack, *, early: bool) -> Clone:
+    """A clone that has to be made and to be named; what the image's loop device left in its page
+    cache is written back. `early`: it is made already while the image is written to, and has only
+    to be renewed. Closed with `undo`, and gone if it was not published. Raises MirrorError."""
     name = place.leg(split_id).name
     if len(os.fsencode(name)) > _LONGEST_NAME:
         raise MirrorError(f"the name {name} is too long", hint="Give the image a shorter one.")
@@ -80,7 +86,8 @@ def prepare_clone(place: LegPlace, split_id: str, undo: ExitStack) -> Clone:
         directory = opened(place.directory, os.O_RDONLY | os.O_DIRECTORY, undo)
         leg = reflink.nameless(directory, source)
         undo.callback(os.close, leg)
-    return Clone(place=place, source=source, leg=leg, directory=directory)
+        known = reflink.clone_early(source, leg) if early else None
+    return Clone(place=place, source=source, leg=leg, directory=directory, known=known)
 
 
 def opened(path: Path, flags: int, undo: ExitStack) -> int:
