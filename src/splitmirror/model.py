@@ -204,7 +204,7 @@ class Filesystem:
     fstype: str
     options: frozenset[str]
     source: str  # the block device it is mounted from
-    devno: int  # st_dev
+    devno: int  # of the superblock; st_dev is another one on btrfs
     volume: str
     offset: int
 

@@ -11,6 +11,7 @@ from splitmirror.config import Config
 from splitmirror.errors import MirrorNotReady, PrivilegeError, SplitmirrorError, WouldFreeze
 from splitmirror.mirrors import Feature, Mirror
 from splitmirror.model import Filesystem, Finding
+from splitmirror.system.filesystems import superblocks_below
 
 NEEDS_ROOT = (
     "freezing filesystems, mapping files to extents and reading the mirror's device need root"
@@ -83,8 +84,8 @@ def would_freeze(config: Config, filesystems: Sequence[Filesystem]) -> list[Find
     frozen = {filesystem.devno: filesystem for filesystem in filesystems}
     findings = []
     for what, path in own_paths(config):
-        filesystem = frozen.get(_devno(path))
-        if filesystem is not None:
+        for devno in frozen.keys() & filesystems_below(path):
+            filesystem = frozen[devno]
             problem = WouldFreeze(
                 f"{what} lies on {filesystem.mountpoint}, which will be frozen: {path}",
                 hint="Move it to a filesystem that is not part of the backup, or change its path "
@@ -95,11 +96,12 @@ def would_freeze(config: Config, filesystems: Sequence[Filesystem]) -> list[Find
     return findings or [Finding(what="nothing that the run writes will be frozen")]
 
 
-def _devno(path: Path) -> int:
-    """st_dev of the path, or of its nearest directory that exists."""
+def filesystems_below(path: Path) -> set[int]:
+    """The superblocks that a write to the path goes through, or to its nearest directory that
+    exists."""
     while not path.exists():
         path = path.parent
-    return path.stat().st_dev
+    return superblocks_below(path)
 
 
 def stop_at_first(findings: Iterable[Finding]) -> None:

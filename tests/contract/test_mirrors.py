@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.real.reflink_lab import HOSTS, images_on
 
 from splitmirror import mirrors
 from splitmirror.errors import DeadlineExceeded, LegError, MirrorError
-from splitmirror.mirrors import Feature, Mirror, MirrorState, group, memory, qsd
+from splitmirror.mirrors import Feature, Mirror, MirrorState, group, memory, qsd, reflink
 from splitmirror.mirrors.memory import MemoryMirror, MemoryVolume
 from splitmirror.model import Filesystem, Finding, Leg, Run, Volume
 from splitmirror.progress import Progress, silent
@@ -74,6 +75,23 @@ def qsd_harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MirrorHarn
 @pytest.mark.parametrize("check", CHECKS, ids=name_of)
 def test_qsd(check: Check, qsd_harness: MirrorHarness) -> None:
     contract.run(check, qsd_harness)
+
+
+@pytest.fixture(scope="module", params=HOSTS)
+def reflink_harness(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[MirrorHarness]:
+    place = tmp_path_factory.mktemp("reflink")
+    sizes = {"data": 16 << 20, "wal": 8 << 20}
+    with images_on(place, request.param, sizes, host_size=512 << 20) as images:
+        yield MirrorHarness(open=lambda: reflink.open_mirror(images.settings, place))
+        assert images.legs() == []
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("check", CHECKS, ids=name_of)
+def test_reflink(check: Check, reflink_harness: MirrorHarness) -> None:
+    contract.run(check, reflink_harness)
 
 
 def test_every_engine_passes_the_suite_here_or_in_the_guest() -> None:

@@ -17,7 +17,11 @@ from splitmirror.model import Session
 from splitmirror.system import filesystems, loop, process, programs
 
 FSTYPES = ("ext4", "xfs")
-_MKFS = {"ext4": ["mkfs.ext4", "-q", "-F"], "xfs": ["mkfs.xfs", "-q", "-f"]}
+_MKFS = {
+    "ext4": ["mkfs.ext4", "-q", "-F"],
+    "xfs": ["mkfs.xfs", "-q", "-f"],
+    "btrfs": ["mkfs.btrfs", "-q", "-f"],
+}
 _FIFREEZE = f"0x{filesystems.FIFREEZE:x}"
 
 

@@ -28,6 +28,7 @@ MKFS = {
         "lazy_itable_init=0,lazy_journal_init=0,nodiscard",
     ],
     "xfs": ["mkfs.xfs", "-q", "-f", "-K"],
+    "btrfs": ["mkfs.btrfs", "-q", "-f", "-K"],
 }
 WAL_DISK_SIZE = 1 << 30
 SLACK = 256 << 20  # journal, inodes and what the database writes meanwhile

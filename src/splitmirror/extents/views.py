@@ -48,6 +48,10 @@ _LEG_OPTIONS: Final = {
     "btrfs": ("ro", "rescue=nologreplay", "subvolid=5"),
 }
 
+# What the mount of a btrfs says when it would give the primary, which has the same UUID (Linux
+# 6.6), or when its device is taken for the primary's at another place.
+_TAKEN_FOR_THE_PRIMARY: Final = frozenset((errno.EBUSY, errno.EEXIST))
+
 _GONE_DEADLINE_S: Final = 10  # the kernel takes a closed mount and its loop device down in the back
 _GONE_POLL_S: Final = 0.002
 
@@ -234,15 +238,31 @@ def _mounted(leg: Leg, filesystem: Filesystem) -> Iterator[int]:
             hint="Keep the database on ext4 or xfs.",
         )
     with _device(_runs(leg, filesystem), filesystem) as device:
-        if filesystem.fstype == "btrfs":
-            btrfs.forget(device)
-        fd = mount_detached(device, filesystem.fstype, _LEG_OPTIONS[filesystem.fstype])
+        fd = _mount(device, filesystem)
         try:
-            if filesystem.fstype == "btrfs":
-                prove_device(fd, device, filesystem)
             yield fd
         finally:
             os.close(fd)
+
+
+def _mount(device: str, filesystem: Filesystem) -> int:
+    """A descriptor of the root directory of what is on the device, and on no other."""
+    options = _LEG_OPTIONS[filesystem.fstype]
+    if filesystem.fstype != "btrfs":
+        return mount_detached(device, filesystem.fstype, options)
+    btrfs.forget(device)
+    try:
+        fd = mount_detached(device, filesystem.fstype, options)
+    except LegError as error:
+        if error.facts.get("errno") not in _TAKEN_FOR_THE_PRIMARY:
+            raise
+        raise _told_apart_by_nobody(filesystem) from error
+    try:
+        prove_device(fd, device, filesystem)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def _runs(leg: Leg, filesystem: Filesystem) -> list[Run]:
@@ -314,11 +334,16 @@ def prove_device(fd: int, device: str, filesystem: Filesystem) -> None:
     except (OSError, DeviceFailed):
         found = []
     if found != [os.stat(device).st_rdev]:
-        raise UnsupportedStack(
-            f"the btrfs of {filesystem.mountpoint} cannot be mounted from its leg: the kernel "
-            "does not tell the two apart",
-            hint="Use the reflink engine for btrfs, or a kernel of 6.7 or later.",
-        )
+        raise _told_apart_by_nobody(filesystem)
+
+
+def _told_apart_by_nobody(filesystem: Filesystem) -> UnsupportedStack:
+    return UnsupportedStack(
+        f"the btrfs of {filesystem.mountpoint} cannot be mounted from its leg: the kernel "
+        "does not tell the two apart",
+        hint="Take a kernel of 6.7 or later; or keep the database on ext4 or xfs in an image file "
+        "on btrfs, with the reflink engine.",
+    )
 
 
 def _let_go(device: loop.LoopDevice, path: str) -> None:

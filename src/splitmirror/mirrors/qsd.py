@@ -42,6 +42,7 @@ from splitmirror.model import Filesystem, Finding, Leg, Run, Volume
 from splitmirror.progress import Progress, silent
 from splitmirror.system import blockjobs, images, levelling, selfprobe
 from splitmirror.system.blockjobs import Copy
+from splitmirror.system.filesystems import superblocks_below
 from splitmirror.system.levelling import Pace
 from splitmirror.system.nbdstack import Place
 from splitmirror.system.openers import openers
@@ -376,7 +377,7 @@ class QsdMirror:
             )
         images_ours = (path for disk in self._disks for path in (disk.primary, disk.mirror))
         for path in (self._directory, *images_ours):
-            if path.exists() and path.stat().st_dev == filesystem.devno:
+            if path.exists() and filesystem.devno in superblocks_below(path):
                 raise WouldFreeze(
                     f"{path} lies on {filesystem.mountpoint}, which will be frozen",
                     hint="Move it to another filesystem.",

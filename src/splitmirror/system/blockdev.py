@@ -122,6 +122,21 @@ def walk(devno: int) -> list[Layer]:
     return layers
 
 
+def files_below(devno: int) -> list[str]:
+    """The backing files of all loop devices that a block device lies on, whatever is between them
+    (sysfs names what a device uses). Empty for what is no block device."""
+    try:
+        sysfs = _sysfs(devno)
+    except DeviceFailed:
+        return []
+    if (sysfs / "partition").exists():
+        sysfs = sysfs.parent
+    if (file := _read(sysfs / "loop/backing_file")) is not None:
+        return [file]
+    used = sorted((sysfs / "slaves").glob("*/dev"))
+    return [file for dev in used for file in files_below(parse_devno(_read(dev) or ""))]
+
+
 def _sysfs(devno: int) -> Path:
     link = Path(f"/sys/dev/block/{os.major(devno)}:{os.minor(devno)}")
     if not link.exists():

@@ -27,6 +27,7 @@ _FIRST = struct.Struct("<20xI8xQQQ16xI12x")  # mapped, and the first extent's fo
 # Enough for nearly every file in one call, and the most that fits into 1024 bytes: fcntl.ioctl
 # keeps the interpreter locked while the kernel works on a longer buffer.
 _BATCH = 17
+_MANY = 4096  # for `records`, where the interpreter may be kept
 _BUFFER_SIZE = _HEAD.size + _BATCH * _EXTENT.size
 
 # How the extent was reported, not what it is: equal files must have equal maps.
@@ -63,6 +64,45 @@ def packed_extents(fd: int, size: int) -> bytes:
     except AttributeError:
         extents_of = _local.extents_of = mapper()
     return extents_of(fd, size)
+
+
+def count(fd: int) -> int:
+    """How many extents an open file has; 0.1 to 0.3 microseconds each. Raises DeviceFailed where
+    the filesystem has none to tell, OSError."""
+    question = bytearray(_HEAD.pack(0, _WHOLE, 0, 0, 0, 0))  # with no room for an answer it counts
+    _ask(fd, question)
+    mapped: int = _HEAD.unpack(question)[3]
+    return mapped
+
+
+def records(fd: int, *, sync: bool = False) -> list[bytes]:
+    """Every extent of an open file as the kernel tells it (struct fiemap_extent), in order; for
+    files of many extents, 0.3 microseconds each. `sync` writes this file's dirty pages first.
+    `range_of` reads one. Raises DeviceFailed, OSError."""
+    found: list[bytes] = []
+    start, flags = 0, FIEMAP_FLAG_SYNC if sync else 0
+    while True:
+        buffer = bytearray(_HEAD.pack(start, _WHOLE - start, flags, 0, _MANY, 0))
+        buffer.extend(bytes(_MANY * _EXTENT.size))
+        _ask(fd, buffer)
+        mapped: int = _HEAD.unpack_from(buffer)[3]
+        told = bytes(buffer[_HEAD.size : _HEAD.size + mapped * _EXTENT.size])
+        found += [told[at : at + _EXTENT.size] for at in range(0, len(told), _EXTENT.size)]
+        if mapped < _MANY or _EXTENT.unpack(found[-1])[5] & _LAST:
+            return found
+        start, flags = sum(range_of(found[-1])), 0
+
+
+def range_of(record: bytes) -> tuple[int, int]:
+    """(offset, length) of an extent of `records`; it may reach beyond the end of the file."""
+    logical, _, length, *_ = _EXTENT.unpack(record)
+    return logical, length
+
+
+def flags_of(record: bytes) -> int:
+    """ExtentFlag of an extent of `records`."""
+    flags: int = _EXTENT.unpack(record)[5]
+    return flags
 
 
 def mapper() -> Callable[[int, int], bytes]:

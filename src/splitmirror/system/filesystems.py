@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from splitmirror.errors import DeviceFailed, FreezeFailed
-from splitmirror.system import libc
+from splitmirror.system import blockdev, libc
 
 FIFREEZE = 0xC0045877  # _IOWR('X', 119, int)
 FITHAW = 0xC0045878  # _IOWR('X', 120, int)
@@ -90,6 +90,21 @@ def mount_of(path: str | bytes | os.PathLike[str]) -> Mount:
         return mount_of_fd(fd)
     finally:
         os.close(fd)
+
+
+def superblocks_below(path: str | os.PathLike[str]) -> set[int]:
+    """The device numbers (`Mount.devno`) of every filesystem that what is written to `path` goes
+    through: its own, and where that lies on a loop device, those of the image. Raises OSError when
+    there is no such path."""
+    mount = mount_of(path)
+    device = mount.devno
+    if mount.source.startswith("/dev/") and os.path.exists(mount.source):
+        device = os.stat(mount.source).st_rdev  # btrfs has a number of its own
+    found = {mount.devno}
+    for file in blockdev.files_below(device):
+        if os.path.exists(file):  # in this mount namespace, and not deleted
+            found |= superblocks_below(file)
+    return found
 
 
 def open_mountpoint(path: str) -> int:

@@ -49,6 +49,17 @@ class LoopDevice:
     fd: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopInfo:
+    """What a loop device is over: a file by its st_dev and st_ino, from `offset` on, `limit` bytes
+    of it (0: to its end)."""
+
+    devno: int
+    inode: int
+    offset: int
+    limit: int
+
+
 def attach(
     path: str | os.PathLike[str],
     *,
@@ -68,9 +79,9 @@ def attach(
     backing_fd = _open_backing(path, os.O_RDONLY if read_only else os.O_RDWR)
     flags = read_only * _READ_ONLY | autoclear * _AUTOCLEAR | direct * _DIRECT_IO
     name = os.fsencode(path)[:63]
-    info = _INFO.pack(0, 0, 0, offset, length, 0, 0, 0, flags, name, b"", b"", 0, 0)
+    settings = _INFO.pack(0, 0, 0, offset, length, 0, 0, 0, flags, name, b"", b"", 0, 0)
     try:
-        device = _configure(_CONFIG.pack(backing_fd, sector_size, info), read_only, path)
+        device = _configure(_CONFIG.pack(backing_fd, sector_size, settings), read_only, path)
     finally:
         os.close(backing_fd)
     if direct and not _flags(device.fd) & _DIRECT_IO:
@@ -125,6 +136,22 @@ def backing(device: str) -> str | None:
         if error.errno in (errno.ENOENT, errno.ENXIO, errno.ENODEV):  # detached, or just now
             return None
         raise
+
+
+def info(device: str) -> LoopInfo | None:
+    """What a loop device is over; None when it has nothing below, or is no loop device. Raises
+    OSError when it cannot be opened."""
+    fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        answer = _status(fd)
+    except OSError as error:
+        if error.errno in (errno.ENXIO, errno.ENOTTY, errno.EINVAL):
+            return None
+        raise
+    finally:
+        os.close(fd)
+    devno, inode, _, offset, limit, *_ = answer
+    return LoopInfo(devno=devno, inode=inode, offset=offset, limit=limit)
 
 
 def find(path: str | os.PathLike[str]) -> list[str]:
@@ -198,7 +225,11 @@ def _free_number() -> int:
 
 
 def _flags(fd: int) -> int:
-    info = bytearray(_INFO.size)
-    fcntl.ioctl(fd, _LOOP_GET_STATUS64, info)
-    flags: int = _INFO.unpack(info)[8]
+    flags: int = _status(fd)[8]
     return flags
+
+
+def _status(fd: int) -> tuple[int, ...]:
+    answer = bytearray(_INFO.size)
+    fcntl.ioctl(fd, _LOOP_GET_STATUS64, answer)
+    return _INFO.unpack(answer)

@@ -1,0 +1,131 @@
+"""Legs that are files: clones of image files, each named by its image and its split.
+
+Nothing else is recorded: a leg has a name only when it is whole, and deleting it is to rejoin.
+Sources: ioctl_ficlone(2), rename and link order in open(2) (O_TMPFILE), fsync(2).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from splitmirror.errors import MirrorError, MirrorNotReady, NoRoom
+from splitmirror.system import reflink
+
+SPLIT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_LONGEST_NAME = 255  # bytes, on xfs and btrfs (NAME_MAX)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LegPlace:
+    """Where the legs of an image lie, and what they are called."""
+
+    image: Path
+    directory: Path
+
+    def leg(self, split_id: str) -> Path:
+        return self.directory / f"{self.image.name}@{split_id}.leg"
+
+    def splits(self) -> set[str]:
+        """The ids of the legs that are there. Raises MirrorNotReady."""
+        try:
+            names = set(os.listdir(self.directory))
+        except OSError as error:
+            raise MirrorNotReady(
+                f"{self.directory} cannot be read: {error.strerror}",
+                hint="Mount the filesystem with the images, or correct [mirror].",
+            ) from error
+        legs = (name.removesuffix(".leg").rpartition("@") for name in names if "@" in name)
+        found = {split_id for image, _, split_id in legs if image == self.image.name}
+        return {i for i in found if SPLIT_ID.fullmatch(i) and self.leg(i).name in names}
+
+    def remove(self, split_id: str) -> None:
+        """Delete a leg, durably. Not there: harmless. Raises OSError."""
+        self.leg(split_id).unlink(missing_ok=True)
+        fsync(self.directory)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clone:
+    """An image and the nameless file that will be its leg, open. `known`: what was cloned early;
+    None: nothing."""
+
+    place: LegPlace
+    source: int
+    leg: int
+    directory: int
+    known: frozenset[bytes] | None
+
+    def make(self) -> None:
+        """Make the leg what the image is now. Raises OSError."""
+        if self.known is None:
+            reflink.clone(self.source, self.leg)
+        else:
+            reflink.renew(self.source, self.leg, self.known)
+
+    def publish(self, split_id: str) -> None:
+        """Raises OSError."""
+        reflink.publish(self.leg, self.directory, self.place.leg(split_id).name)
+
+
+def prepare_clone(place: LegPlace, split_id: str, undo: ExitStack, *, early: bool) -> Clone:
+    """A clone that has to be made and to be named; what the image's loop device left in its page
+    cache is written back. `early`: it is made already while the image is written to, and has only
+    to be renewed. Closed with `undo`, and gone if it was not published. Raises MirrorError."""
+    name = place.leg(split_id).name
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        raise MirrorError(f"the name {name} is too long", hint="Give the image a shorter one.")
+    with telling(f"a leg of {place.image} cannot be prepared in {place.directory}"):
+        source = opened(place.image, os.O_RDONLY, undo)
+        os.fsync(source)
+        directory = opened(place.directory, os.O_RDONLY | os.O_DIRECTORY, undo)
+        leg = reflink.nameless(directory, source)
+        undo.callback(os.close, leg)
+        known = reflink.clone_early(source, leg) if early else None
+    return Clone(place=place, source=source, leg=leg, directory=directory, known=known)
+
+
+def opened(path: Path, flags: int, undo: ExitStack) -> int:
+    """A close-on-exec descriptor, closed with `undo`. Raises OSError."""
+    fd = os.open(path, flags | os.O_CLOEXEC)
+    undo.callback(os.close, fd)
+    return fd
+
+
+def fsync(path: Path) -> None:
+    """fsync(2) of a file or a directory. Raises OSError."""
+    with ExitStack() as undo:
+        os.fsync(opened(path, os.O_RDONLY, undo))
+
+
+@contextmanager
+def telling(what: str, kind: type[MirrorError] = MirrorError) -> Iterator[None]:
+    """An OSError in here becomes `kind`, or NoRoom, with what to do about it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoRoom(
+                f"{what}: {error.strerror}",
+                hint="Make room on the filesystem of the images: the database needs it as well.",
+            ) from error
+        raise kind(f"{what}: {error.strerror}", hint=_hint(error)) from error
+
+
+def _hint(error: OSError) -> str:
+    match error.errno:
+        case errno.EOPNOTSUPP | errno.ENOTTY | errno.EINVAL | errno.EISDIR:
+            return "Keep the image on btrfs, or on an xfs made with reflink (xfs_info: reflink=1)."
+        case errno.EXDEV:
+            return "`dir` in [mirror] must be on the filesystem of the image, and on its mount."
+        case errno.EACCES | errno.EPERM:
+            return "Run as root; neither image nor directory may be immutable (lsattr)."
+        case errno.EINTR:
+            return "It was interrupted: run the backup again."
+        case _:
+            return "The kernel's log may tell more."

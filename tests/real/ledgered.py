@@ -1,0 +1,66 @@
+"""SQLite databases with a writer that goes on, and the ledger a set of them is held against."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from splitmirror import journal
+from splitmirror.catalog import Catalog
+from splitmirror.config import Config
+from splitmirror.demo.ledger import Verdict, acknowledged, judge
+from splitmirror.demo.subjects import entries
+from splitmirror.demo.writer import SCHEMA
+from splitmirror.drill import drill
+from splitmirror.model import BackupSet
+
+WRITER = [sys.executable, "-m", "splitmirror.demo.writer", "sqlite"]
+
+
+def create(place: Path, name: str, filler: int = 0) -> Path:
+    """A database in WAL mode, in a new directory, with the writers' tables and `filler` bytes."""
+    place.mkdir()
+    path = place / name
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        for statement in SCHEMA:
+            connection.execute(statement)
+        connection.execute("CREATE TABLE filler (payload blob)")
+        connection.executemany(
+            "INSERT INTO filler VALUES (?)", ((os.urandom(65536),) for _ in range(filler >> 16))
+        )
+    return path
+
+
+@contextmanager
+def writing(path: Path, ledger: Path) -> Iterator[None]:
+    """Transactions are committed, each noted in `ledger`, until the block is left."""
+    argv = [*WRITER, str(path), path.stem, str(ledger)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
+        assert writer.stdin is not None and writer.stdout is not None
+        try:
+            assert writer.stdout.readline() == b"ready\n"
+            yield
+            writer.stdin.close()
+            assert writer.wait(60) == 0
+        finally:
+            writer.kill()
+
+
+def judged(loaded: Config, made: BackupSet, ledger: Path, scratch: Path) -> Verdict:
+    """Restore the set, check it, and hold its transactions against the ledger."""
+    records = journal.read(loaded.state / "runs" / made.set_id)
+    (consistent_s,) = (r.facts["consistent_s"] for r in records if r.kind == "released")
+    with Catalog.open(loaded.catalog_path) as catalog:
+        report = drill(
+            loaded.open_medium(), catalog, made.set_id, loaded.open_database(),
+            scratch=scratch, probe=lambda copy: entries("sqlite", copy.dsn),
+        )  # fmt: skip
+    report.require_passed()
+    assert report.probed is not None
+    return judge(acknowledged(ledger, consistent_s), *report.probed)
