@@ -4,11 +4,15 @@ not there."""
 from __future__ import annotations
 
 import importlib.metadata
+import os
+import platform
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tests.vm import image, recipe
+
+from splitmirror.system import programs
 
 INPUTS = recipe.Inputs(requirements=("a>=1", "b"), pins=("a==1.2",), python="/usr/bin/python3")
 
@@ -41,6 +45,22 @@ def test_the_guest_gets_what_the_project_requires_in_the_versions_of_the_host() 
     assert {"msgspec", "psycopg", "pytest", "pytest-timeout"} <= names
     assert f"msgspec=={importlib.metadata.version('msgspec')}" in found.pins
     assert not any(line.startswith(("ruff", "mypy")) for line in found.requirements)
+
+
+def test_a_machine_that_is_no_amd64_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    assert image.missing() == ["an amd64 processor (this is aarch64)"]
+
+
+def test_what_is_not_installed_is_named_and_building_needs_root(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(programs, "find", lambda name: None if name == "mmdebstrap" else name)
+    assert image.missing() == ["root, to build the guest's image", "mmdebstrap"]
+    monkeypatch.setattr(image, "cached", lambda: image.Image(directory=Path("/image")))
+    assert image.missing() == []
 
 
 def build_writing(name: str) -> object:

@@ -48,7 +48,7 @@ class Port:
 
 
 def serve(wire: Wire) -> None:
-    _greet(wire)
+    wire.send(Frame(kind="hello"))
     while True:
         asked = wire.receive()
         if asked.kind == "off":
@@ -58,17 +58,6 @@ def serve(wire: Wire) -> None:
         except (OSError, KeyError) as error:
             answer = Frame(kind="refused", facts={"why": f"{type(error).__name__}: {error}"})
         wire.send(answer)
-
-
-def _greet(wire: Wire) -> None:
-    nonce = os.urandom(8).hex()
-    uptime_s = float(Path("/proc/uptime").read_text().split()[0])
-    wire.send_mark()
-    wire.send(Frame(kind="hello", facts={"nonce": nonce, "uptime_s": uptime_s}))
-    while True:
-        wire.find_mark()  # what the host had sent to the guest before it was reset is behind us
-        if wire.receive().facts.get("nonce") == nonce:
-            return
 
 
 def _put(asked: Frame, _wire: Wire) -> Frame:

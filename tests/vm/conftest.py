@@ -87,11 +87,5 @@ def guest(image: Image, request: pytest.FixtureRequest) -> Iterator[Guest]:
 def inside(guest: Guest, request: pytest.FixtureRequest) -> Inside:
     """Runs files of inside/ in the module's guest: see Scenarios.run."""
     assert isinstance(request.node, pytest.Item)
-    scenarios = Scenarios(guest, request.node, request.config.getoption("--inside"))
-
-    def run(*files: str, timeout_s: float = 480) -> Ran:
-        ran = scenarios.run(*files, timeout_s=timeout_s)
-        request.config.stash[TIER].ran.append(ran)
-        return ran
-
-    return run
+    select = request.config.getoption("--inside")
+    return Scenarios(guest, request.node, select, request.config.stash[TIER].ran).run

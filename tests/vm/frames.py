@@ -1,13 +1,11 @@
-"""How host and guest talk over the virtio-serial port: frames, and finding one another.
+"""How host and guest talk over the virtio-serial port, in frames.
 
-A frame is two 32-bit lengths, a JSON document and a payload of bytes. Whoever starts or comes
-back after a reset sends MARK and then a frame; the other drops all that comes before it, so that
-what was under way when the power went is never taken for an answer. The standard library alone:
+A frame is two 32-bit lengths, a JSON document and a payload of bytes. The standard library alone:
 the guest's agent runs this too.
 
     host to guest             run (argv, cwd, env, timeout_s; stdin), put (path, mode; bytes),
                               get (path), off
-    guest to host             hello (nonce, uptime_s), out (bytes), err (bytes),
+    guest to host             hello, out (bytes), err (bytes),
                               done (status, took_s; a file's bytes), refused (why)
 """
 
@@ -18,8 +16,6 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
-
-MARK = b"\x00\xffsplitmirror guest\xff\x00"
 
 _LENGTHS = struct.Struct(">II")
 _READ_SIZE = 1 << 16
@@ -50,31 +46,18 @@ class Wire:
     def send(self, frame: Frame) -> None:
         self._write(frame.encode())
 
-    def send_mark(self) -> None:
-        self._write(MARK)
-
     def receive(self) -> Frame:
         """The next frame. Raises EOFError when the other side is gone."""
         document_length, payload_length = _LENGTHS.unpack(self._take(_LENGTHS.size))
         kind, facts = json.loads(self._take(document_length))
         return Frame(kind=kind, facts=facts, payload=self._take(payload_length))
 
-    def find_mark(self) -> None:
-        """Drop everything up to a mark, and the mark. Raises EOFError."""
-        while (at := self._buffer.find(MARK)) < 0:
-            del self._buffer[: -len(MARK)]  # a mark may be half here
-            self._fill()
-        del self._buffer[: at + len(MARK)]
-
     def _take(self, length: int) -> bytes:
         while len(self._buffer) < length:
-            self._fill()
+            data = self._read(_READ_SIZE)
+            if not data:
+                raise EOFError
+            self._buffer += data
         taken = bytes(self._buffer[:length])
         del self._buffer[:length]
         return taken
-
-    def _fill(self) -> None:
-        data = self._read(_READ_SIZE)
-        if not data:
-            raise EOFError
-        self._buffer += data

@@ -34,7 +34,7 @@ PROJECT = Path(__file__).parents[2]
 TEST_PACKAGES = ("pytest", "pytest-timeout")  # what runs the scenarios in the guest
 
 _UNUSED_S = 14 * 24 * 3600  # an image that nobody booted for two weeks goes when one is built
-_TO_RUN = ("qemu-system-x86_64", "setpriv")
+_TO_RUN = ("qemu-system-x86_64", "qemu-img", "setpriv")
 _TO_BUILD = ("mmdebstrap", "mkfs.ext4", "bsdtar", "dpkg-deb", "chroot")
 _REQUIREMENT = re.compile(r"[A-Za-z0-9._-]+")
 

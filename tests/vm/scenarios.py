@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from _pytest.capture import CaptureManager
 from tests.vm.guest import Guest, GuestDied
 
 FOLDER = "tests/vm/inside"
@@ -38,11 +39,14 @@ class Ran:
 
 
 class Scenarios:
-    """Runs scenario files in a guest for one test of the host."""
+    """Runs scenario files in a guest for one test of the host; `course` gets how each call went."""
 
-    def __init__(self, guest: Guest, item: pytest.Item, select: str | None) -> None:
+    def __init__(
+        self, guest: Guest, item: pytest.Item, select: str | None, course: list[Ran]
+    ) -> None:
         self._guest = guest
         self._item = item
+        self._course = course
         self._select = select
 
     def run(self, *files: str, timeout_s: float = 480) -> Ran:
@@ -52,6 +56,7 @@ class Scenarios:
         died; the message says which was running.
         """
         reader = _Reader(self._item, Ran(files=files))
+        self._course.append(reader.ran)
         started = time.monotonic()
         words = bytearray()
 
@@ -125,6 +130,7 @@ class _Reader:
         self._count(report)
         # The calling test's own output is captured while it runs; this is not its output.
         capture = self._item.config.pluginmanager.get_plugin("capturemanager")
+        assert isinstance(capture, CaptureManager)
         with capture.global_and_fixture_disabled():
             self._item.ihook.pytest_runtest_logreport(report=report)
 

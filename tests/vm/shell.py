@@ -27,7 +27,7 @@ from pathlib import Path
 
 from tests.vm import image, serving
 from tests.vm.frames import Frame, Wire
-from tests.vm.guest import CommandFailed, Disk, Guest, GuestDied
+from tests.vm.guest import CommandFailed, Disk, Guest, GuestDied, Shape
 from tests.vm.image import PROJECT
 
 from splitmirror.errors import SplitmirrorError
@@ -45,7 +45,7 @@ def _socket_path(name: str) -> Path:
 
 
 def _once(options: argparse.Namespace) -> int:
-    with Guest(image.need(_note), options.disk, memory=options.memory) as guest:
+    with Guest(image.need(_note), options.disk, Shape(memory=options.memory)) as guest:
         argv = [*_BASH, _script(options)]
         return guest.run(argv, timeout_s=options.timeout, check=False, hear=_print).status
 
@@ -75,7 +75,7 @@ def _up(options: argparse.Namespace) -> int:
 
 def _hold(options: argparse.Namespace) -> int:
     found = image.Image(directory=options.image)
-    with Guest(found, options.disk, memory=options.memory) as guest:
+    with Guest(found, options.disk, Shape(memory=options.memory)) as guest:
         serving.serve(guest, _socket_path(options.name), lambda: _ready(guest))
     return 0
 
