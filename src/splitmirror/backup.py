@@ -41,7 +41,7 @@ from splitmirror.freeze import Freeze
 from splitmirror.guard import Guard
 from splitmirror.hold import Hold
 from splitmirror.media import Medium
-from splitmirror.mirrors import Feature, Mirror, Preparing
+from splitmirror.mirrors import Feature, Mirror, Preparing, Suspending
 from splitmirror.model import (
     BackupSet,
     Check,
@@ -60,6 +60,7 @@ from splitmirror.stream.plan import Plan, plan_parts
 from splitmirror.stream.speed import measured_rate
 from splitmirror.system import filesystems
 from splitmirror.system.deadline import deadline
+from splitmirror.system.process import boot_id
 from splitmirror.units import parse_size, show_size
 
 # A member's headers, its padding, its line in the manifest and again in the set's catalogue.
@@ -267,9 +268,12 @@ def map_early(tools: Tools, changes: Changes, progress: Progress) -> Early:
 def standstill(config: Config, run: Run, tools: Tools, trees: tuple[Tree, ...]) -> Iterator[Hold]:
     """The guard, and under its eyes the holds that the recipe takes; the split is prepared."""
     mountpoints = [filesystem.mountpoint for filesystem in filesystems_of(trees)]
-    run.journal.record("split intended", split_id=run.set_id)
+    devices: tuple[int, ...] = ()
+    if Feature.SUSPENDS in tools.mirror.features:
+        devices = cast(Suspending, tools.mirror).suspends()
+    run.journal.record("split intended", split_id=run.set_id, boot=boot_id(), devices=devices)
     with (
-        Guard(mountpoints, run.directory / "guard.json") as guard,
+        Guard(mountpoints, run.directory / "guard.json", devices) as guard,
         Freeze(mountpoints, guard, config.backup.freeze_deadline_s) as freeze,
         Hold(
             database=tools.database,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from splitmirror.config import Config
 from splitmirror.errors import MirrorNotReady, PrivilegeError, SplitmirrorError, WouldFreeze
-from splitmirror.mirrors import Mirror
+from splitmirror.mirrors import Feature, Mirror
 from splitmirror.model import Filesystem, Finding
 
 NEEDS_ROOT = (
@@ -37,11 +37,14 @@ def attached(mirror: Mirror) -> Finding:
     """Whether the mirror runs and no leg is parted."""
     state = mirror.state()
     if not state.attached:
+        ours = Feature.ATTACHES in mirror.features
         return Finding(
             what="mirror",
             problem=MirrorNotReady(
                 state.why or "the mirror was never started",
-                hint="Start it with `splitmirror mirror start`, then mount its devices.",
+                hint="Start it with `splitmirror mirror start`, then mount its devices."
+                if ours
+                else "Look at its volumes and disks (`lvs -a`, /proc/mdstat, dmesg).",
             ),
         )
     if state.split_id is not None:

@@ -21,6 +21,7 @@ from splitmirror.preflight import stop_at_first
 from splitmirror.progress import Watch, unwatched
 from splitmirror.run import Run, ended, unfinished
 from splitmirror.stream.plan import Plan
+from splitmirror.system.process import boot_id
 
 # It waits 2 s for the sessions that it ended; the rest takes milliseconds.
 _GUARD_ENDS_S = 15.0
@@ -41,7 +42,8 @@ def release(state: Path, source: str) -> list[str]:
     done = []
     for directory in unfinished(state, source):
         records = journal.read(directory, lenient=True)
-        done += release_by_hand(frozen_by(records), sessions_of(records), holder_of(records))
+        holder, devices = holder_of(records), suspended_by(records)
+        done += release_by_hand(frozen_by(records), sessions_of(records), holder, devices)
     return done
 
 
@@ -64,7 +66,8 @@ def _recover_one(config: Config, directory: Path, watch: Watch, give_up: bool) -
         records = journal.read(directory)  # not before the lock: another recovery may have ended it
         if ended(records):
             return Recovered(set_id=run.set_id, finished=None, done=("it has ended meanwhile",))
-        done = release_by_hand(frozen_by(records), sessions_of(records), None)
+        devices = suspended_by(records)
+        done = release_by_hand(frozen_by(records), sessions_of(records), None, devices)
         see_the_guard_gone(directory)
         with opened(config) as tools:
             try:
@@ -151,6 +154,13 @@ def frozen_by(records: list[Record]) -> list[str]:
         if record.kind == "freeze intended":
             found |= dict.fromkeys(record.facts["mountpoints"])
     return list(found)
+
+
+def suspended_by(records: list[Record]) -> list[int]:
+    """The numbers of the devices that the run may have suspended; none after a reboot."""
+    intended = [r.facts for r in records if r.kind == "split intended"]
+    now = boot_id()
+    return [n for facts in intended if facts.get("boot") == now for n in facts["devices"]]
 
 
 def sessions_of(records: list[Record]) -> list[Session]:

@@ -18,6 +18,7 @@ from splitmirror.errors import GuardLost, HoldBroken
 from splitmirror.guard import wire
 from splitmirror.model import Session
 from splitmirror.system import filesystems, process
+from splitmirror.system.devicemapper import DeviceMapper
 
 # The guard answers in well below a millisecond; one that is stopped or starved does not count.
 _ANSWER_S = 5.0
@@ -34,7 +35,8 @@ _BOOT = (
 
 
 class Guard:
-    """A running guard over `mountpoints`; `record` is where it writes when it has stepped in.
+    """A running guard over `mountpoints`, and over the device-mapper `devices` (their numbers) that
+    may be suspended; `record` is where it writes when it has stepped in.
 
     Entering starts it, and raises GuardLost if it cannot be had, DeviceFailed when something is no
     mount point. Leaving lets it go; what is still armed then is thawed first. Threads may share it.
@@ -42,8 +44,11 @@ class Guard:
     it, in words; it works without them, but more can end it.
     """
 
-    def __init__(self, mountpoints: Sequence[str], record: Path) -> None:
+    def __init__(
+        self, mountpoints: Sequence[str], record: Path, devices: Sequence[int] = ()
+    ) -> None:
         self._mountpoints = tuple(mountpoints)
+        self._devices = tuple(devices)
         self._record = record
         self._lock = threading.Lock()  # one question at a time
         self._questions = 0
@@ -129,14 +134,17 @@ class Guard:
             mounts = [(path, _open(path, ours)) for path in self._mountpoints]
             holder = os.pidfd_open(os.getpid())
             ours.callback(os.close, holder)
-            self._process = self._run(theirs.fileno(), [holder, *(fd for _, fd in mounts)])
+            mapper = [ours.enter_context(DeviceMapper()).fd] if self._devices else []
+            passed = [holder, *mapper, *(fd for _, fd in mounts)]
+            self._process = self._run(theirs.fileno(), passed)
         undo.callback(self._reap)
         self._pidfd = os.pidfd_open(self._process.pid)  # not reaped yet, so it names the guard
         undo.callback(os.close, self._pidfd)
         ticks = process.start_ticks(os.getpid())
         record = str(self._record.absolute())
         with contextlib.suppress(OSError):  # it has died: `_meet` tells why
-            wire.send(self._socket, [os.getpid(), ticks, holder, mounts, record])
+            told = [*(mapper or [-1]), self._devices]
+            wire.send(self._socket, [os.getpid(), ticks, holder, mounts, record, told])
 
     def _run(self, socket_fd: int, fds: list[int]) -> subprocess.Popen[bytes]:
         package_parent = str(Path(__file__).resolve().parents[2])

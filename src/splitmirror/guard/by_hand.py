@@ -6,13 +6,14 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from splitmirror.errors import SplitmirrorError
 from splitmirror.guard.record import Thawed
 from splitmirror.guard.thawers import Thawers
 from splitmirror.model import Session
 from splitmirror.system import filesystems, process
+from splitmirror.system.devicemapper import DeviceMapper
 
 _FIRST_THAW_S = 0.2
 _THAW_AGAIN_S = 0.02
@@ -20,16 +21,21 @@ _HOLDER_DEATH_S = 30.0  # a process that dies this slowly waits for a device tha
 
 
 def release_by_hand(
-    mountpoints: Iterable[str], sessions: Iterable[Session], holder: Session | None
+    mountpoints: Iterable[str],
+    sessions: Iterable[Session],
+    holder: Session | None,
+    devices: Sequence[int] = (),
 ) -> list[str]:
-    """Thaw, end the sessions, kill the holder, see it dead, thaw again; a line for each.
+    """Thaw and resume, end the sessions, kill the holder, see it dead, thaw and resume again; a
+    line for each.
 
     A second call is harmless, and so is what is gone already: it is told, never raised. The holder
     is killed with SIGKILL, whatever its own signal is.
     """
     lines: list[str] = []
     with contextlib.ExitStack() as stack:
-        thawers = Thawers([*_open_all(mountpoints, stack, lines)])
+        control = stack.enter_context(DeviceMapper()).fd if devices else -1
+        thawers = Thawers([*_open_all(mountpoints, stack, lines)], devices, control)
         stack.callback(thawers.close)
         thawers.thaw(_FIRST_THAW_S)
         lines += [_end(session) for session in sessions]

@@ -19,7 +19,8 @@ _LOOK_AGAIN_S = 0.02
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Thawed:
-    """What became of one filesystem: how often a thaw found it frozen; why it could not be."""
+    """What became of one filesystem: how often a thaw found it frozen; why it could not be. Of a
+    device of device-mapper ("device 253:4") the same: suspended, and resumed."""
 
     mountpoint: str
     times: int

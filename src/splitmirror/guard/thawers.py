@@ -1,35 +1,47 @@
-"""Thawing several filesystems, each on a thread of its own.
+"""Thawing several filesystems and resuming suspended devices, each on a thread of its own.
 
-A thaw can wait: for a freeze of the same filesystem that is still writing back. It must not hold up
-the thaw of another one, nor what else there is to do. The threads are made beforehand.
+A thaw can wait: for a freeze of the same filesystem that is still writing back, or for the device
+below it to be resumed. It must not hold up another one, nor what else there is to do. The threads
+are made beforehand. To resume a device that was suspended counts as a thaw.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from splitmirror.errors import SplitmirrorError
 from splitmirror.guard.record import Thawed
-from splitmirror.system import filesystems
+from splitmirror.system import devicemapper, filesystems
 
 
 class Thawers:
-    """A waiting thread for each (mount point, descriptor). Used by one thread."""
+    """A waiting thread for each (mount point, descriptor), and for each device number that is
+    resumed through the `control` descriptor of device-mapper. Used by one thread."""
 
-    def __init__(self, mounts: Sequence[tuple[str, int]]) -> None:
-        self._mountpoints = [path for path, _ in mounts]
-        self._times = [0] * len(mounts)
-        self._problems = [""] * len(mounts)
+    def __init__(
+        self,
+        mounts: Sequence[tuple[str, int]],
+        devices: Sequence[int] = (),
+        control: int = -1,
+    ) -> None:
+        names = [f"device {os.major(devno)}:{os.minor(devno)}" for devno in devices]
+        self._mountpoints = [path for path, _ in mounts] + names
+        acts = [partial(filesystems.thaw, fd) for _, fd in mounts]
+        acts += [partial(devicemapper.resume_suspended, control, devno) for devno in devices]
+        self._times = [0] * len(acts)
+        self._problems = [""] * len(acts)
         self._busy: set[int] = set()
         self._refused: set[int] = set()  # not frozen, or not to be thawed
-        self._orders = [queue.SimpleQueue[bool]() for _ in mounts]
+        self._orders = [queue.SimpleQueue[bool]() for _ in acts]
         self._outcomes = queue.SimpleQueue[tuple[int, bool, str]]()
-        for number, (_, fd) in enumerate(mounts):
-            threading.Thread(target=self._work, args=(number, fd), daemon=True).start()
+        for number, act in enumerate(acts):
+            threading.Thread(target=self._work, args=(number, act), daemon=True).start()
 
     def close(self) -> None:
         """End the threads; one that is in a thaw ends after it."""
@@ -66,10 +78,10 @@ class Thawers:
                 self._busy.add(number)
                 self._orders[number].put(True)
 
-    def _work(self, number: int, fd: int) -> None:
+    def _work(self, number: int, act: Callable[[], bool]) -> None:
         while self._orders[number].get():
             try:
-                self._outcomes.put((number, filesystems.thaw(fd), ""))
+                self._outcomes.put((number, act(), ""))
             except SplitmirrorError as error:
                 self._outcomes.put((number, False, str(error)))
 

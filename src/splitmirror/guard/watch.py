@@ -68,9 +68,10 @@ class _Watch:
         greeting = wire.receive(end, _GREETING_S)
         if isinstance(greeting, wire.Nothing):  # the backup died before it could say anything
             os._exit(1)
-        self._holder_pid, self._holder_ticks, self._holder, mounts, record = greeting
+        self._holder_pid, self._holder_ticks, self._holder, mounts, record, mapper = greeting
         self._record = RecordFile(record)
-        self._thawers = Thawers(mounts)
+        control, devices = mapper
+        self._thawers = Thawers(mounts, devices, control)
         self._deadlines: dict[str, float] = {}  # by what is held, monotonic
         self._sessions: list[_Kept] = []
         self._modules: frozenset[str] = frozenset()

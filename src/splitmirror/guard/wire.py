@@ -1,9 +1,9 @@
 """The messages between backup and guard: JSON arrays over a SOCK_SEQPACKET pair (unix(7)).
 
 The first goes to the guard: [holder's pid, its start ticks, its pidfd, [[mount point, descriptor],
-...], record]. It answers [0, "ready", its cgroup or "", [protections that were refused]] or
-[0, "failed", why]. Then the backup asks [number, verb, arguments...], and the guard answers
-[number, "ok"] or [number, "gone"].
+...], record, [device-mapper's control descriptor or -1, [device number, ...]]]. It answers [0,
+"ready", its cgroup or "", [protections that were refused]] or [0, "failed", why]. Then the backup
+asks [number, verb, arguments...], and the guard answers [number, "ok"] or [number, "gone"].
 """
 
 from __future__ import annotations

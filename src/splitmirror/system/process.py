@@ -22,6 +22,11 @@ PR_SET_NAME = 15
 _MCL_CURRENT_AND_FUTURE = 1 | 2  # sys/mman.h
 
 
+def boot_id() -> str:
+    """Names this run of the kernel (random(4)): pids and device numbers are of one run only."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
 def start_ticks(pid: int) -> int | None:
     """When the process began, in clock ticks since boot; None when there is none (or a zombie)."""
     try:
