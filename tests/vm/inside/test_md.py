@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -79,6 +80,29 @@ def test_the_leg_begins_where_the_members_data_begin(metadata: str, tmp_path: Pa
             assert leg.read(MIB) == data
         assert run_of_leg.length == int((sysfs_of(device).parent / "size").read_text()) * 512
         mirror.rejoin("s")
+
+
+def test_a_member_may_be_a_partition(tmp_path: Path) -> None:
+    for disk in (A, B):
+        entry = struct.pack("<B3sB3sII", 0, bytes(3), 0xFD, bytes(3), 2048, 80 * MIB // 4 // 512)
+        write_durably(Path(disk), bytes(446) + entry + bytes(48) + b"\x55\xaa")
+        run("blockdev", "--rereadpt", disk)
+    run("udevadm", "settle")
+    try:
+        with array(members=(f"{A}-part1", f"{B}-part1")) as device:
+            mirror = level_mirror(tmp_path, device)
+            expected = Path(device).read_bytes()
+            mirror.split("s")
+            write_durably(Path(device), os.urandom(MIB))
+            leg = mirror.leg("s", DEADLINE_S)
+            assert leg.volumes["md0"][0].path == f"{real(B)}1"
+            assert contents(leg)["md0"] == expected
+            mirror.rejoin("s")
+            assert mirror.state().level
+    finally:
+        for disk in (A, B):
+            write_durably(Path(disk), bytes(512))
+            run("blockdev", "--rereadpt", disk)
 
 
 def test_without_a_bitmap_it_says_what_to_type(tmp_path: Path) -> None:
