@@ -22,6 +22,7 @@ from tests.vm.inside.md_lab import (
     real,
     run,
     sysfs_of,
+    taken_away,
     until,
     wait_until_level,
     write_durably,
@@ -239,14 +240,11 @@ def test_a_leg_that_cannot_be_re_added_is_copied_in_full_and_that_is_said(tmp_pa
 
 
 def test_a_leg_that_vanishes_is_an_error_and_the_primary_goes_on(tmp_path: Path) -> None:
-    driver = Path("/sys/bus/virtio/drivers/virtio_blk")
     with array() as device:
         mirror = level_mirror(tmp_path, device)
         mirror.split("s")
         mirror.leg("s", DEADLINE_S)
-        disk = Path("/sys/class/block", name(B), "device").resolve().name
-        (driver / "unbind").write_text(disk)
-        try:
+        with taken_away(B):
             with pytest.raises(LegError, match="vanished"):
                 mirror.leg("s", DEADLINE_S)
             write_durably(Path(device), os.urandom(MIB))
@@ -255,9 +253,6 @@ def test_a_leg_that_vanishes_is_an_error_and_the_primary_goes_on(tmp_path: Path)
             assert "--add" in lost.value.hint
             assert mirror.state().split_id is None
             mirror.rejoin("s")
-        finally:
-            (driver / "bind").write_text(disk)
-            run("udevadm", "settle")
         mirror.synchronize(silent)  # it is there again, and given back
         assert mirror.state().level
 

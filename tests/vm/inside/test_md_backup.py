@@ -9,10 +9,29 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tests.vm.inside.md_backup import command, configured, killed_behind, load, require_sound
-from tests.vm.inside.md_lab import KIB, E, F, array, mounted, run, wait_until_level, write_durably
+from tests.vm.inside.md_backup import (
+    command,
+    configured,
+    killed_behind,
+    load,
+    require_sound,
+    without_leg_behind,
+)
+from tests.vm.inside.md_lab import (
+    KIB,
+    E,
+    F,
+    array,
+    bring_back,
+    mounted,
+    run,
+    virtio_name,
+    wait_until_level,
+    write_durably,
+)
 from tests.vm.recipe import CLUSTER
 
+from splitmirror.errors import LegError
 from splitmirror.testing.clusters import Cluster, cluster
 
 
@@ -82,16 +101,39 @@ def frozen(mountpoint: Path) -> Iterator[None]:
 FINISHED_FROM = ("trusted", "plan", "part", "written", "cleaned up")
 
 
-@pytest.mark.parametrize("record", ["split intended", "split", "released", *FINISHED_FROM])
-def test_a_backup_that_is_killed_is_put_right(record: str, data: Path, tmp_path: Path) -> None:
+def files_of(data: Path) -> dict[str, str]:
+    """Some fresh files, as a source."""
     files = data / "files"
     files.mkdir(exist_ok=True)
     for number in range(3):
         write_durably(files / f"f{number}", os.urandom(300 * KIB))
-    table = {"driver": '"none"', "paths": f'["{files}"]'}
-    path = configured(tmp_path, "/dev/md0", table, mode="freeze")
+    return {"driver": '"none"', "paths": f'["{files}"]'}
+
+
+def test_a_leg_that_vanishes_while_it_is_read_leaves_no_set(data: Path, tmp_path: Path) -> None:
+    path = configured(tmp_path, "/dev/md0", files_of(data), mode="freeze")
+    disk = virtio_name(F)
+    try:
+        code, said = without_leg_behind("plan", path, disk)
+        assert code == LegError.exit_code, said
+        assert "leg" in said
+        assert command(path, "list")["sets"] == []
+        write_durably(data / "files" / "f1", bytes(KIB))
+    finally:
+        bring_back(disk)
+    (recovered,) = command(path, "recover")["runs"]
+    assert recovered["finished"] is None
+    command(path, "resync")
+    made = command(path, "backup")
+    assert made["complete"]
+    require_sound(load(path), made["set_id"])
+
+
+@pytest.mark.parametrize("record", ["split intended", "split", "released", *FINISHED_FROM])
+def test_a_backup_that_is_killed_is_put_right(record: str, data: Path, tmp_path: Path) -> None:
+    path = configured(tmp_path, "/dev/md0", files_of(data), mode="freeze")
     killed_behind(record, path)
-    write_durably(files / "f1", bytes(KIB))  # nothing is frozen
+    write_durably(data / "files" / "f1", bytes(KIB))  # nothing is frozen
     (recovered,) = command(path, "recover")["runs"]
     assert (recovered["finished"] is not None) == (record in FINISHED_FROM), recovered
     if recovered["finished"]:
