@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from splitmirror import config
 from splitmirror.config import Config
+from splitmirror.mirrors import MirrorState
 from splitmirror.system import programs
 from splitmirror.verify import verify
 
@@ -116,3 +118,9 @@ def require_sound(loaded: Config, set_id: str) -> None:
 
 def load(path: Path) -> Config:
     return config.load(path)
+
+
+def state_of(path: Path) -> MirrorState:
+    """What the mirror is doing."""
+    with closing(load(path).open_mirror()) as mirror:
+        return mirror.state()

@@ -16,6 +16,7 @@ from tests.vm.inside.md_lab import (
     A,
     B,
     C,
+    D,
     array,
     level_mirror,
     mirror_of,
@@ -255,6 +256,52 @@ def test_a_leg_that_vanishes_is_an_error_and_the_primary_goes_on(tmp_path: Path)
             mirror.rejoin("s")
         mirror.synchronize(silent)  # it is there again, and given back
         assert mirror.state().level
+
+
+def test_a_split_of_some_arrays_only_is_taken_back(tmp_path: Path) -> None:
+    with array("/dev/md0", (A, B)) as one, array("/dev/md1", (C, D)) as two:
+        mirror = level_mirror(tmp_path, one, two)
+        mirror.prepare_split("s")
+        run("mdadm", two, "--fail", C, "--remove", C)  # its leg is the only copy now
+        with pytest.raises(MirrorNotReady, match="cannot be parted"):
+            mirror.split("s")
+        assert mirror.state().split_id == "s"
+        with pytest.raises(MirrorError, match="some of the arrays only"):
+            mirror.split("s")
+        mirror.rejoin("s")
+        run("mdadm", two, "--re-add", C)
+        mirror.synchronize(silent)
+        assert mirror.state().level
+
+
+def test_a_check_that_goes_on_stops_for_a_split(tmp_path: Path) -> None:
+    with array() as device:
+        mirror = level_mirror(tmp_path, device)
+        expected = Path(device).read_bytes()
+        (sysfs_of(device) / "sync_speed_max").write_text("1000")
+        (sysfs_of(device) / "sync_action").write_text("check")
+        mirror.synchronize(silent)
+        mirror.split("s")
+        write_durably(Path(device), os.urandom(MIB))
+        assert contents(mirror.leg("s", DEADLINE_S))["md0"] == expected
+        (sysfs_of(device) / "sync_speed_max").write_text("system")
+        mirror.rejoin("s")
+        assert mirror.state().level
+
+
+def test_a_proof_that_is_cut_short_proves_nothing(tmp_path: Path) -> None:
+    with array() as device:
+        mirror = level_mirror(tmp_path, device)
+        (sysfs_of(device) / "sync_speed_max").write_text("1000")
+
+        def cut_short(done: int, total: int) -> None:
+            if done > MIB:
+                (sysfs_of(device) / "sync_action").write_text("idle")
+
+        with pytest.raises(MirrorError, match="cut short"):
+            mirror.prove(cut_short)
+        (sysfs_of(device) / "sync_speed_max").write_text("system")
+        assert mirror.prove(silent) == 0
 
 
 def test_a_leg_in_use_is_not_given_back(tmp_path: Path) -> None:
