@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,19 +16,24 @@ from tests.vm.inside.md_backup import (
     load,
     require_sound,
     state_of,
+    without_leg_behind,
 )
 from tests.vm.inside.md_lab import (
     KIB,
     E,
     F,
     array,
+    bring_back,
     mounted,
     run,
+    virtio_name,
     wait_until_level,
     write_durably,
 )
 from tests.vm.recipe import CLUSTER
 
+from splitmirror.backup import backup
+from splitmirror.errors import LegError
 from splitmirror.recover import recover
 from splitmirror.testing.clusters import Cluster, cluster
 
@@ -99,6 +105,33 @@ def frozen(mountpoint: Path) -> Iterator[None]:
 
 
 FINISHED_FROM = ("trusted", "part", "cleaned up")
+
+
+def files_of(data: Path) -> dict[str, str]:
+    """Some fresh files, as a source."""
+    files = data / "files"
+    files.mkdir(exist_ok=True)
+    for number in range(3):
+        write_durably(files / f"f{number}", os.urandom(300 * KIB))
+    return {"driver": '"none"', "paths": f'["{files}"]'}
+
+
+def test_a_leg_that_vanishes_while_it_is_read_leaves_no_set(data: Path, tmp_path: Path) -> None:
+    path = configured(tmp_path, "/dev/md0", files_of(data), mode="freeze")
+    disk = virtio_name(F)
+    try:
+        code, said = without_leg_behind("plan", path, disk)
+        assert code == LegError.exit_code, said
+        assert "leg" in said
+        assert command(path, "list")["sets"] == []
+        write_durably(data / "files" / "f1", bytes(KIB))
+    finally:
+        bring_back(disk)
+    (recovered,) = recover(load(path))
+    assert recovered.finished is None
+    command(path, "resync")
+    assert state_of(path).level
+    require_sound(load(path), backup(load(path)).set_id)
 
 
 @pytest.mark.parametrize("record", ["split intended", "split", "released", *FINISHED_FROM])
