@@ -21,6 +21,7 @@ from splitmirror.preflight import stop_at_first
 from splitmirror.progress import Watch, unwatched
 from splitmirror.run import Run, ended, unfinished
 from splitmirror.stream.plan import Plan
+from splitmirror.system import dmlinear
 from splitmirror.system.process import boot_id
 
 # It waits 2 s for the sessions that it ended; the rest takes milliseconds.
@@ -55,6 +56,7 @@ def recover(config: Config, watch: Watch = unwatched, *, give_up: bool = False) 
     in use, the database down): what held the database up is released by then, and a second call
     goes on from there.
     """
+    dmlinear.sweep()
     return [
         _recover_one(config, directory, watch, give_up)
         for directory in unfinished(config.state, config.source)

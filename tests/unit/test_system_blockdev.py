@@ -7,12 +7,19 @@ import pytest
 
 from splitmirror.errors import DeviceFailed
 from splitmirror.system import blockdev
+from splitmirror.system.devicemapper import Target
 
 DM = os.makedev(253, 0)
 
 
 def parsed(table: str) -> blockdev.Layer:
-    return blockdev.parse_table(table, DM, "/dev/mapper/x")
+    """Of a table as dmsetup(8) prints it."""
+    lines = [line.split() for line in table.splitlines()]
+    targets = [
+        Target(start=int(start), length=int(length), kind=kind, arguments=tuple(arguments))
+        for start, length, kind, *arguments in lines
+    ]
+    return blockdev.parse_table(targets, DM, "/dev/mapper/x")
 
 
 def test_one_linear_segment_is_followed_to_its_offset() -> None:

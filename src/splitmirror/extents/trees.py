@@ -37,9 +37,9 @@ def plan_trees(
     """The roots as trees on mirrored filesystems.
 
     A filesystem mounted below a root becomes a tree of its own, named by its place in the root,
-    unless `keep` leaves it out or empties what it is in. Asks the mount table and sysfs; runs a
-    program only where a device-mapper device lies between filesystem and volume. Raises
-    NotOnMirror, UnsupportedStack, ConfigError for a root that does not exist.
+    unless `keep` leaves it out or empties what it is in. Asks the kernel and runs no program,
+    for it may be done while writers wait. Raises NotOnMirror, UnsupportedStack, ConfigError for a
+    root that does not exist.
     """
     planner = _Planner(filesystems.mounts(), {blockdev.devno_of(v.device): v for v in volumes})
     trees: list[Tree] = []

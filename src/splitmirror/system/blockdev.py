@@ -1,7 +1,7 @@
 """Block devices: size, cache, and what lies below one another.
 
-Sources: linux/fs.h (BLK* ioctls), sysfs (/sys/dev/block), the device-mapper tables as dmsetup(8)
-prints them.
+Sources: linux/fs.h (BLK* ioctls), sysfs (/sys/dev/block), the kernel's
+Documentation/admin-guide/device-mapper/linear.rst.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import fcntl
 import os
 import stat
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from splitmirror.errors import DeviceFailed
-from splitmirror.system import fiemap, programs
+from splitmirror.system import fiemap
+from splitmirror.system.devicemapper import DeviceMapper, Target
 
 _BLKGETSIZE64 = 0x80081272
 _BLKFLSBUF = 0x1261
@@ -22,7 +24,6 @@ _BLKDISCARD = 0x1277
 _BLKSSZGET = 0x1268
 
 _SECTOR = 512  # sysfs and device-mapper count in these, whatever the device's own sectors are
-_DMSETUP_TIMEOUT_S = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,24 +184,20 @@ def _kind(sysfs: Path) -> str:
 
 
 def _device_mapper(devno: int, path: str) -> Layer:
-    table = programs.run(
-        ["dmsetup", "table", "-j", str(os.major(devno)), "-m", str(os.minor(devno))],
-        timeout_s=_DMSETUP_TIMEOUT_S,
-    )
-    return parse_table(table, devno, path)
+    with DeviceMapper() as mapper:
+        return parse_table(mapper.table(devno), devno, path)
 
 
-def parse_table(table: str, devno: int, path: str) -> Layer:
-    """The layer that a device-mapper table describes: `dmsetup table` prints a line a segment,
-    "start length target arguments"; linear's arguments are "major:minor offset"."""
-    segments = [line.split() for line in table.splitlines() if line.strip()]
-    targets = {segment[2] for segment in segments}
-    if len(segments) != 1 or targets != {"linear"}:
-        kind = " and ".join(sorted(targets)) or "empty"
-        if targets == {"linear"}:
-            kind = f"linear in {len(segments)} pieces"
+def parse_table(targets: Sequence[Target], devno: int, path: str) -> Layer:
+    """The layer that a device-mapper table describes; linear's arguments are "major:minor", and
+    where it begins there in sectors."""
+    kinds = {target.kind for target in targets}
+    if len(targets) != 1 or kinds != {"linear"}:
+        kind = " and ".join(sorted(kinds)) or "empty"
+        if kinds == {"linear"}:
+            kind = f"linear in {len(targets)} pieces"
         return Layer(devno=devno, path=path, kind=f"dm {kind}")
-    below, offset = segments[0][3:5]
+    below, offset = targets[0].arguments
     return Layer(
         devno=devno,
         path=path,

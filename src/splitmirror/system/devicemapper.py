@@ -106,7 +106,7 @@ class DeviceMapper:
 
     def load(self, devno: int, targets: Sequence[Target]) -> None:
         """Prepare a table: the next resume takes it. It replaces one that was prepared before."""
-        _call(self.fd, _TABLE_LOAD, devno, 0, "given a table", _packed(targets), len(targets))
+        _call(self.fd, _TABLE_LOAD, devno, 0, "given a table", packed(targets), len(targets))
 
     def clear(self, devno: int) -> None:
         """Forget a prepared table. There is none: harmless."""
@@ -182,7 +182,8 @@ def _unpacked(data: bytes, count: int) -> list[Target]:
     return targets
 
 
-def _packed(targets: Sequence[Target]) -> bytes:
+def packed(targets: Sequence[Target]) -> bytes:
+    """A table as DM_TABLE_LOAD takes it."""
     packed = b""
     for target in targets:
         text = " ".join(target.arguments).encode() + b"\0"

@@ -22,18 +22,14 @@ from typing import Final, NamedTuple
 from splitmirror.errors import DeviceFailed, LegError, PrivilegeError
 from splitmirror.model import Run
 from splitmirror.system import blockdev
+from splitmirror.system.devicemapper import CONTROL, SECTOR, DeviceMapper, Target, packed
 
 # struct dm_ioctl: version, data_size, data_start, target_count, open_count, flags, event_nr,
 # padding, dev, name, uuid, 7 bytes of padding or data.
 _HEAD: Final = struct.Struct("=3IIIIiIIIQ128s129s7x")
-# struct dm_target_spec: first sector, sectors, status, offset of the next one, type; the arguments
-# follow as a string.
-_TARGET: Final = struct.Struct("=QQiI16s")
-_CREATE, _REMOVE, _RESUME, _LOAD, _STATUS, _LIST = 3, 4, 6, 9, 12, 2
+_LIST, _CREATE, _REMOVE, _RESUME, _LOAD = 2, 3, 4, 6, 9
 
 _READ_ONLY: Final = 1 << 0  # DM_*_FLAG
-_PERSISTENT_DEV: Final = 1 << 3
-_STATUS_TABLE: Final = 1 << 4
 _BUFFER_FULL: Final = 1 << 8
 _DEFERRED_REMOVE: Final = 1 << 17
 
@@ -42,7 +38,6 @@ _DEFERRED_REMOVE: Final = 1 << 17
 _NO_UDEV: Final = (0x1 | 0x2 | 0x4 | 0x8 | 0x20) << 16
 
 _PREFIX: Final = "splitmirror-leg-"
-_SECTOR: Final = 512
 _ROOM: Final = 64 << 10  # for an answer at first
 _GONE_S: Final = 10
 _GONE_POLL_S: Final = 0.002
@@ -59,13 +54,18 @@ class Segment(NamedTuple):
 def segments(devno: int) -> tuple[Segment, ...] | None:
     """What a device-mapper device consists of, in order, when it is all linear; None when it is
     not. Raises DeviceFailed."""
-    found = []
-    for kind, length, arguments in _table(devno):
-        if kind != "linear":
-            return None
-        below, offset = arguments.split()[:2]
-        found.append(Segment(blockdev.parse_devno(below), int(offset) * _SECTOR, length))
-    return tuple(found)
+    with DeviceMapper() as mapper:
+        targets = mapper.table(devno)
+    if any(target.kind != "linear" for target in targets):
+        return None
+    return tuple(
+        Segment(
+            below=blockdev.parse_devno(target.arguments[0]),
+            offset=int(target.arguments[1]) * SECTOR,
+            length=target.length * SECTOR,
+        )
+        for target in targets
+    )
 
 
 class Scattered(NamedTuple):
@@ -172,7 +172,8 @@ def _made(name: str, runs: Sequence[Run]) -> str:
     except OSError as error:
         raise _cannot(error, runs) from None
     try:
-        _command(_LOAD, name, flags=_READ_ONLY, targets=len(runs), data=_linear(runs))
+        table = _linear(runs)
+        _command(_LOAD, name, flags=_READ_ONLY, targets=len(table), data=packed(table))
         _command(_RESUME, name, flags=_READ_ONLY, cookie=_NO_UDEV)
     except BaseException as error:
         _command(_REMOVE, name, cookie=_NO_UDEV)
@@ -182,41 +183,16 @@ def _made(name: str, runs: Sequence[Run]) -> str:
     return f"/dev/dm-{os.minor(_HEAD.unpack_from(answer)[10])}"
 
 
-def _linear(runs: Sequence[Run]) -> bytes:
+def _linear(runs: Sequence[Run]) -> list[Target]:
     """The table that has these pieces one behind the other."""
-    table, at = b"", 0
+    table, at = [], 0
     for run in runs:
         number = os.stat(run.path).st_rdev
-        where = f"{os.major(number)}:{os.minor(number)} {run.offset // _SECTOR}".encode()
-        size = _TARGET.size + -(-(len(where) + 1) // 8) * 8
-        sectors = run.length // _SECTOR
-        table += _TARGET.pack(at, sectors, 0, size, b"linear")
-        table += where.ljust(size - _TARGET.size, b"\0")
-        at += sectors
+        where = (f"{os.major(number)}:{os.minor(number)}", str(run.offset // SECTOR))
+        length = run.length // SECTOR
+        table.append(Target(start=at, length=length, kind="linear", arguments=where))
+        at += length
     return table
-
-
-def _table(devno: int) -> Iterator[tuple[str, int, str]]:
-    """Each line of a device's table: the target's type, its bytes, its arguments."""
-    try:
-        answer = _command(
-            _STATUS, "", flags=_STATUS_TABLE | _PERSISTENT_DEV, dev=_huge(devno), room=_ROOM
-        )
-    except OSError as error:
-        raise DeviceFailed(
-            f"the table of device {os.major(devno)}:{os.minor(devno)} cannot be read: "
-            f"{error.strerror}",
-            hint="It needs root.",
-        ) from None
-    head = _HEAD.unpack_from(answer)
-    start, count = head[4], head[5]
-    at = start
-    for _ in range(count):
-        _, sectors, _, behind, kind = _TARGET.unpack_from(answer, at)
-        end = start + behind
-        arguments = answer[at + _TARGET.size : end].partition(b"\0")[0]
-        yield kind.rstrip(b"\0").decode(), sectors * _SECTOR, arguments.decode()
-        at = end
 
 
 def _names() -> list[str]:
@@ -243,7 +219,6 @@ def _command(
     *,
     flags: int = 0,
     cookie: int = 0,
-    dev: int = 0,
     targets: int = 0,
     data: bytes = b"",
     room: int = 0,
@@ -252,10 +227,10 @@ def _command(
     while True:
         size = _HEAD.size + max(len(data), room)
         head = _HEAD.pack(
-            4, 0, 0, size, _HEAD.size, targets, 0, flags, cookie, 0, dev, name.encode(), b""
+            4, 0, 0, size, _HEAD.size, targets, 0, flags, cookie, 0, 0, name.encode(), b""
         )
         buffer = bytearray((head + data).ljust(size, b"\0"))
-        control = os.open("/dev/mapper/control", os.O_RDWR | os.O_CLOEXEC)
+        control = os.open(CONTROL, os.O_RDWR | os.O_CLOEXEC)
         try:
             fcntl.ioctl(control, 0xC138FD00 | number, buffer)
         finally:
@@ -263,12 +238,6 @@ def _command(
         if not _HEAD.unpack_from(buffer)[7] & _BUFFER_FULL:
             return bytes(buffer)
         room = 4 * size
-
-
-def _huge(devno: int) -> int:
-    """huge_encode_dev of the kernel."""
-    major, minor = os.major(devno), os.minor(devno)
-    return (minor & 0xFF) | major << 8 | (minor & ~0xFF) << 12
 
 
 def _cannot(error: OSError, runs: Sequence[Run]) -> DeviceFailed | PrivilegeError:

@@ -21,6 +21,7 @@ from splitmirror.system.mdsuper import Superblock
 
 _SECTOR: Final = 512
 _POLL_S: Final = 0.005
+_LETTING_GO_S: Final = 5.0
 _BLOCK: Final = Path("/sys/class/block")
 _SYNCING: Final = frozenset(("resync", "recover", "reshape"))
 
@@ -291,14 +292,21 @@ def go_on(found: Array) -> None:
 
 
 def stop(found: Array) -> None:
-    """Disassemble an array. Raises Busy while something uses it."""
-    try:
-        write(found.sysfs / "array_state", "clear")
-    except OSError as error:
-        raise Busy(
-            f"{found.path} cannot be stopped: {error.strerror}",
-            hint=f"Unmount what is on it, then: mdadm --stop {found.path}",
-        ) from None
+    """Disassemble an array. Waits a moment for udev to let go of a new one. Raises Busy while
+    something uses it."""
+    until = time.monotonic() + _LETTING_GO_S
+    while True:
+        try:
+            write(found.sysfs / "array_state", "clear")
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > until:
+                raise Busy(
+                    f"{found.path} cannot be stopped: {error.strerror}",
+                    hint=f"Unmount what is on it, then: mdadm --stop {found.path}",
+                ) from None
+            time.sleep(_POLL_S)
+        else:
+            return
 
 
 def _state(found: Array, member: Member) -> Path:

@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from splitmirror import config
 from splitmirror.config import Config
+from splitmirror.mirrors import MirrorState
 from splitmirror.system import programs
 from splitmirror.verify import verify
 
@@ -54,42 +56,60 @@ def command(path: Path, *words: str) -> Any:
     return json.loads(programs.run(argv, timeout_s=170, env=_ENVIRONMENT))
 
 
-_KILLED = """
+_DISTURBED = """
 import os, signal, sys
 from pathlib import Path
 from splitmirror import config
 from splitmirror.backup import backup
 from splitmirror.journal import Journal
-if sys.argv[2] == "split":
-    from splitmirror.mirrors.md import MdMirror
-    split = MdMirror.split
-    def deadly_split(mirror, split_id):
-        split(mirror, split_id)
+from splitmirror.mirrors.md import MdMirror
+
+path, when, disk = sys.argv[1:]
+
+def act():
+    if not disk:
         os.kill(os.getpid(), signal.SIGKILL)
-    MdMirror.split = deadly_split
-record = Journal.record
-def deadly(journal, kind, **facts):
-    record(journal, kind, **facts)
-    if kind == sys.argv[2]:
-        os.kill(os.getpid(), signal.SIGKILL)
-Journal.record = deadly
-backup(config.load(Path(sys.argv[1])))
+    Path("/sys/bus/virtio/drivers/virtio_blk/unbind").write_text(disk)
+
+def after(function, wanted):
+    def disturbed(*arguments, **facts):
+        function(*arguments, **facts)
+        if wanted(*arguments):
+            act()
+    return disturbed
+
+if when == "split":
+    MdMirror.split = after(MdMirror.split, lambda *arguments: True)
+else:
+    Journal.record = after(Journal.record, lambda journal, kind: kind == when)
+try:
+    backup(config.load(Path(path)))
+except Exception as error:
+    print(type(error).__name__, error, getattr(error, "hint", ""))
+    sys.exit(getattr(error, "exit_code", 99))
 """
 
 
 def killed_behind(record: str, path: Path) -> None:
     """A backup that a kill -9 ends right behind the first record of that kind in its journal; with
     "split" right behind the split, under the freeze."""
-    argv = [sys.executable, "-c", _KILLED, str(path), record]
-    done = subprocess.run(
-        argv,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-        env={**os.environ, **_ENVIRONMENT},
+    done = _disturbed(path, record, "")
+    assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
+
+
+def without_leg_behind(record: str, path: Path, disk: str) -> tuple[int, str]:
+    """A backup whose leg's disk vanishes there (a virtio device, by its name); its exit code and
+    what it said."""
+    done = _disturbed(path, record, disk)
+    return done.returncode, done.stdout
+
+
+def _disturbed(path: Path, when: str, disk: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-c", _DISTURBED, str(path), when, disk]
+    environment = {**os.environ, **_ENVIRONMENT}
+    return subprocess.run(
+        argv, capture_output=True, text=True, check=False, timeout=120, env=environment
     )
-    assert done.returncode == -signal.SIGKILL, done.stderr
 
 
 def require_sound(loaded: Config, set_id: str) -> None:
@@ -98,3 +118,9 @@ def require_sound(loaded: Config, set_id: str) -> None:
 
 def load(path: Path) -> Config:
     return config.load(path)
+
+
+def state_of(path: Path) -> MirrorState:
+    """What the mirror is doing."""
+    with closing(load(path).open_mirror()) as mirror:
+        return mirror.state()

@@ -91,6 +91,29 @@ def level_mirror(state: Path, *devices: str) -> MdMirror:
     return mirror
 
 
+VIRTIO = Path("/sys/bus/virtio/drivers/virtio_blk")
+
+
+def virtio_name(disk: str) -> str:
+    """A disk's name for its driver: what is written there to `unbind` takes it away."""
+    return Path("/sys/class/block", os.path.basename(real(disk)), "device").resolve().name
+
+
+def bring_back(name: str) -> None:
+    (VIRTIO / "bind").write_text(name)
+    run("udevadm", "settle")
+
+
+@contextmanager
+def taken_away(disk: str) -> Iterator[None]:
+    name = virtio_name(disk)
+    (VIRTIO / "unbind").write_text(name)
+    try:
+        yield
+    finally:
+        bring_back(name)
+
+
 def written_to(device: str) -> int:
     """Bytes that were written to a disk since the host was booted: /sys/block/X/stat, field 7."""
     stat = Path("/sys/class/block", os.path.basename(real(device)), "stat").read_text()

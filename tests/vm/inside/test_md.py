@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,12 +16,14 @@ from tests.vm.inside.md_lab import (
     A,
     B,
     C,
+    D,
     array,
     level_mirror,
     mirror_of,
     real,
     run,
     sysfs_of,
+    taken_away,
     until,
     wait_until_level,
     write_durably,
@@ -79,6 +82,29 @@ def test_the_leg_begins_where_the_members_data_begin(metadata: str, tmp_path: Pa
             assert leg.read(MIB) == data
         assert run_of_leg.length == int((sysfs_of(device).parent / "size").read_text()) * 512
         mirror.rejoin("s")
+
+
+def test_a_member_may_be_a_partition(tmp_path: Path) -> None:
+    for disk in (A, B):
+        entry = struct.pack("<B3sB3sII", 0, bytes(3), 0xFD, bytes(3), 2048, 80 * MIB // 4 // 512)
+        write_durably(Path(disk), bytes(446) + entry + bytes(48) + b"\x55\xaa")
+        run("blockdev", "--rereadpt", disk)
+    run("udevadm", "settle")
+    try:
+        with array(members=(f"{A}-part1", f"{B}-part1")) as device:
+            mirror = level_mirror(tmp_path, device)
+            expected = Path(device).read_bytes()
+            mirror.split("s")
+            write_durably(Path(device), os.urandom(MIB))
+            leg = mirror.leg("s", DEADLINE_S)
+            assert leg.volumes["md0"][0].path == f"{real(B)}1"
+            assert contents(leg)["md0"] == expected
+            mirror.rejoin("s")
+            assert mirror.state().level
+    finally:
+        for disk in (A, B):
+            write_durably(Path(disk), bytes(512))
+            run("blockdev", "--rereadpt", disk)
 
 
 def test_without_a_bitmap_it_says_what_to_type(tmp_path: Path) -> None:
@@ -215,14 +241,11 @@ def test_a_leg_that_cannot_be_re_added_is_copied_in_full_and_that_is_said(tmp_pa
 
 
 def test_a_leg_that_vanishes_is_an_error_and_the_primary_goes_on(tmp_path: Path) -> None:
-    driver = Path("/sys/bus/virtio/drivers/virtio_blk")
     with array() as device:
         mirror = level_mirror(tmp_path, device)
         mirror.split("s")
         mirror.leg("s", DEADLINE_S)
-        disk = Path("/sys/class/block", name(B), "device").resolve().name
-        (driver / "unbind").write_text(disk)
-        try:
+        with taken_away(B):
             with pytest.raises(LegError, match="vanished"):
                 mirror.leg("s", DEADLINE_S)
             write_durably(Path(device), os.urandom(MIB))
@@ -231,11 +254,54 @@ def test_a_leg_that_vanishes_is_an_error_and_the_primary_goes_on(tmp_path: Path)
             assert "--add" in lost.value.hint
             assert mirror.state().split_id is None
             mirror.rejoin("s")
-        finally:
-            (driver / "bind").write_text(disk)
-            run("udevadm", "settle")
         mirror.synchronize(silent)  # it is there again, and given back
         assert mirror.state().level
+
+
+def test_a_split_of_some_arrays_only_is_taken_back(tmp_path: Path) -> None:
+    with array("/dev/md0", (A, B)) as one, array("/dev/md1", (C, D)) as two:
+        mirror = level_mirror(tmp_path, one, two)
+        mirror.prepare_split("s")
+        run("mdadm", two, "--fail", C, "--remove", C)  # its leg is the only copy now
+        with pytest.raises(MirrorNotReady, match="cannot be parted"):
+            mirror.split("s")
+        assert mirror.state().split_id == "s"
+        with pytest.raises(MirrorError, match="some of the arrays only"):
+            mirror.split("s")
+        mirror.rejoin("s")
+        run("mdadm", two, "--re-add", C)
+        mirror.synchronize(silent)
+        assert mirror.state().level
+
+
+def test_a_check_that_goes_on_stops_for_a_split(tmp_path: Path) -> None:
+    with array() as device:
+        mirror = level_mirror(tmp_path, device)
+        expected = Path(device).read_bytes()
+        (sysfs_of(device) / "sync_speed_max").write_text("1000")
+        (sysfs_of(device) / "sync_action").write_text("check")
+        mirror.synchronize(silent)
+        mirror.split("s")
+        write_durably(Path(device), os.urandom(MIB))
+        assert contents(mirror.leg("s", DEADLINE_S))["md0"] == expected
+        (sysfs_of(device) / "sync_speed_max").write_text("system")
+        mirror.rejoin("s")
+        assert mirror.state().level
+
+
+def test_a_proof_that_is_cut_short_proves_nothing(tmp_path: Path) -> None:
+    with array() as device:
+        mirror = level_mirror(tmp_path, device)
+        (sysfs_of(device) / "sync_speed_max").write_text("1000")
+
+        def cut_short(done: int, total: int) -> None:
+            if done > MIB:
+                (sysfs_of(device) / "sync_action").write_text("idle")
+
+        with pytest.raises(MirrorError, match="cut short"):
+            mirror.prove(cut_short)
+        (sysfs_of(device) / "sync_speed_max").write_text("system")
+        assert mirror.prove(silent) == 0
 
 
 def test_a_leg_in_use_is_not_given_back(tmp_path: Path) -> None:

@@ -55,6 +55,11 @@ def gone() -> None:
     run("rm", "-r", str(PLACE))
 
 
+@pytest.fixture(autouse=True)
+def modules() -> None:
+    run("modprobe", "-a", "raid1", "loop")
+
+
 @pytest.fixture
 def path() -> Path:
     return PLACE / "splitmirror.toml"

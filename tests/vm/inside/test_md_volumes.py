@@ -22,6 +22,7 @@ from tests.vm.inside.md_lab import (
     level_mirror,
     mounted,
     run,
+    taken_away,
     until,
     write_durably,
 )
@@ -266,19 +267,12 @@ def test_what_a_killed_process_put_together_goes(when: str, left: int, tmp_path:
 
 
 def test_a_leg_in_pieces_whose_disk_is_gone_is_an_error(group: str, tmp_path: Path) -> None:
-    driver = Path("/sys/bus/virtio/drivers/virtio_blk")
     with mounted(volume("data", "12M", "16M"), tmp_path / "m", "ext4") as mountpoint:
         mirror = level_mirror(tmp_path, group)
         tree = tree_of(mirror, mountpoint)
         mirror.split("s")
         leg = mirror.leg("s", DEADLINE_S)
-        disk = Path("/sys/class/block", Path(B).resolve().name, "device").resolve().name
-        (driver / "unbind").write_text(disk)
-        try:
-            with pytest.raises(LegError, match="gone"), LegView(leg, [tree]):
-                pass
-        finally:
-            (driver / "bind").write_text(disk)
-            run("udevadm", "settle")
+        with taken_away(B), pytest.raises(LegError, match="gone"), LegView(leg, [tree]):
+            pass
         mirror.rejoin("s")
         assert mirror.state().level
