@@ -110,7 +110,8 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=EXTENTS[-1])
     options = parser.parse_args()
     print(f"Linux {platform.release()}, {os.cpu_count()} CPUs; median (worst) in ms\n")
-    print(f"| host | extents at first | prepare | split | split, {CHANGED:,} blocks changed | rejoin |")
+    changed = f"split, {CHANGED:,} blocks changed"
+    print(f"| host | extents at first | prepare | split | {changed} | rejoin |")
     print("|---|---|---|---|---|---|")
     for fstype in ("xfs", "btrfs"):
         for wanted in (1, *(e for e in EXTENTS if e <= options.most)):
