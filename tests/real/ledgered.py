@@ -1,4 +1,4 @@
-"""SQLite databases with a writer that goes on, and the ledger a set of them is held against."""
+"""Databases with a writer that goes on, and the ledger that a set of them is held against."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 
 from splitmirror import journal
@@ -19,7 +19,7 @@ from splitmirror.demo.writer import SCHEMA
 from splitmirror.drill import drill
 from splitmirror.model import BackupSet
 
-WRITER = [sys.executable, "-m", "splitmirror.demo.writer", "sqlite"]
+WRITER = [sys.executable, "-m", "splitmirror.demo.writer"]
 
 
 def create(place: Path, name: str, filler: int = 0) -> Path:
@@ -37,10 +37,15 @@ def create(place: Path, name: str, filler: int = 0) -> Path:
     return path
 
 
+def writing(path: Path, ledger: Path) -> AbstractContextManager[None]:
+    """`committing` to a SQLite database."""
+    return committing("sqlite", str(path), path.stem, ledger)
+
+
 @contextmanager
-def writing(path: Path, ledger: Path) -> Iterator[None]:
+def committing(kind: str, dsn: str, name: str, ledger: Path) -> Iterator[None]:
     """Transactions are committed, each noted in `ledger`, until the block is left."""
-    argv = [*WRITER, str(path), path.stem, str(ledger)]
+    argv = [*WRITER, kind, dsn, name, str(ledger)]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
         assert writer.stdin is not None and writer.stdout is not None
         try:
@@ -59,7 +64,7 @@ def judged(loaded: Config, made: BackupSet, ledger: Path, scratch: Path) -> Verd
     with Catalog.open(loaded.catalog_path) as catalog:
         report = drill(
             loaded.open_medium(), catalog, made.set_id, loaded.open_database(),
-            scratch=scratch, probe=lambda copy: entries("sqlite", copy.dsn),
+            scratch=scratch, probe=lambda copy: entries(made.database, copy.dsn),
         )  # fmt: skip
     report.require_passed()
     assert report.probed is not None

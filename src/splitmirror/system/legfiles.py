@@ -1,7 +1,7 @@
 """Legs that are files: clones of image files, each named by its image and its split.
 
 Nothing else is recorded: a leg has a name only when it is whole, and deleting it is to rejoin.
-Sources: ioctl_ficlone(2), rename and link order in open(2) (O_TMPFILE), fsync(2).
+Sources: ioctl_ficlone(2), O_TMPFILE in open(2), fsync(2).
 """
 
 from __future__ import annotations

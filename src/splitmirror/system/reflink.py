@@ -28,7 +28,7 @@ _NEVER_KNOWN = NOT_PLAIN | ExtentFlag.UNWRITTEN
 
 _FLAGS = struct.Struct("=i4x")
 _RANGE = struct.Struct("=qQQQ")  # source's descriptor, its offset, length, the clone's offset
-_EXTENTS_AT_ONCE = 256  # writers wait for one ioctl, some 5 ms; then it is their turn
+_EXTENTS_AT_ONCE = 64  # writers wait for one ioctl, about 1 ms on xfs; then it is their turn
 _PROBED = 64 << 10  # a block of any filesystem; xfs has them up to 64 KiB
 
 
