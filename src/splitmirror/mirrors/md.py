@@ -3,7 +3,7 @@
 A split is one write to a file of sysfs for each array: from then on md writes nothing to that
 member. All volumes on one array are split at one instant. md knows nothing of splits, so whose a
 parted member is stands in a file of ours, and the world is asked whether that still holds: a member
-may have been taken back by mdadm, by udev, or at boot. docs/adr/0016 says why it is done so.
+may have been taken back by mdadm, by udev, or at boot. docs/adr/0015 says why it is done so.
 Sources: md(4), mdadm(8), Documentation/admin-guide/md.rst.
 """
 

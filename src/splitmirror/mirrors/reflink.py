@@ -5,7 +5,7 @@ The database's filesystem lies on a loop device over an image file. To split is 
 whole at once. Most of it is cloned before the freeze, and only renewed in it. There is no second
 disk, so nothing here protects against the loss of the first. What the database overwrites while the
 leg is there takes new room on the host's filesystem, and the split takes longer with every extent
-that the image is broken into. docs/adr/0018 says more.
+that the image is broken into. docs/adr/0016 says more.
 
 The world is the state: a leg is named by its image and its split, and it has a name only when it is
 whole. Sources: ioctl_ficlone(2), loop(4), xfs(5), btrfs(5).

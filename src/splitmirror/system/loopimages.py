@@ -48,7 +48,7 @@ def _image_size(image: Path) -> int:
         raise MirrorError(
             f"{image} is a directory: only image files can be split by reflink",
             hint="Put the database on a filesystem in an image file there, with a loop device over "
-            "it; docs/mirrors.md shows how, docs/adr/0019 says why.",
+            "it; docs/mirrors.md shows how, docs/adr/0017 says why.",
         )
     if not stat.S_ISREG(status.st_mode):
         raise MirrorError(f"{image} is no image file", hint="Correct `image` in [mirror].")

@@ -1,5 +1,5 @@
 """The legs of a split of md arrays: which members they are, where they are now, whether they still
-are what was parted. Sources: md(4), mdadm(8); docs/adr/0016 says what takes a member back unasked.
+are what was parted. Sources: md(4), mdadm(8); docs/adr/0015 says what takes a member back unasked.
 """
 
 from __future__ import annotations
