@@ -18,8 +18,11 @@ from pathlib import Path
 
 from psycopg.conninfo import make_conninfo
 
-from splitmirror.errors import ConfigError
-from splitmirror.system import filesystems
+from splitmirror import mirrors
+from splitmirror.errors import ConfigError, SplitmirrorError
+from splitmirror.mirror_proposal import propose_mirror
+from splitmirror.system import blockdev, filesystems
+from splitmirror.system.blockdev import Layer
 from splitmirror.system.filesystems import Mount
 from splitmirror.units import show_size
 
@@ -212,6 +215,23 @@ _WAL_ONLY = "# hot mode does without this disk: the WAL may stay where it is, an
 
 
 def _mirror(places: list[Place]) -> str:
+    stacks = [mirrors.Place(name=place.name, layers=_layers(place.mount)) for place in places]
+    proposal = propose_mirror(stacks)
+    if proposal.table:
+        return f"# What lies below the database can be split as it is.\n{proposal.table}\n"
+    advice = [line for words in proposal.advice.values() for line in words.splitlines()]
+    return "".join(f"# {line}\n" for line in dict.fromkeys(advice)) + _embedded(places)
+
+
+def _layers(mount: Mount) -> tuple[Layer, ...]:
+    """The devices below a filesystem; none for one without a device of its own."""
+    try:
+        return tuple(blockdev.walk(mount.devno))
+    except SplitmirrorError:
+        return ()
+
+
+def _embedded(places: list[Place]) -> str:
     lines = [_NEXT + '[mirror]\ndriver = "qsd"\ndir = "/var/lib/splitmirror/mirror"\n']
     for place in places:
         mount = place.mount

@@ -3,18 +3,21 @@
 An engine module has `Settings` (a msgspec.Struct, its own table of the configuration) and
 `open_mirror(settings, state_dir) -> Mirror`. It is found by its name in the configuration. Like a
 module of the other seams it may have `PROGRAMS`: what it runs of the system's, for `doctor`; and
-`FOR_TESTS = True`: then no configuration file may name it.
+`FOR_TESTS = True`: then no configuration file may name it. For `init` it may have
+`recognize(place) -> Recognized | None`: how it would be told to split what lies there already; and
+`advise(place) -> str`: what to type so that it could, or "".
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from splitmirror.model import Filesystem, Finding, Leg, Volume
 from splitmirror.progress import Progress
+from splitmirror.system.blockdev import Layer
 
 
 class Feature(enum.Enum):
@@ -26,6 +29,25 @@ class Feature(enum.Enum):
     PREPARES = "does before the freeze what a split need not do in it, see Preparing"
     SUSPENDS = "suspends devices for an instant to split, see Suspending"
     PROVES = "can compare the primary with its mirror, see Proving"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Something that is to be backed up, for `init`: its name, and the stack of devices below its
+    filesystem, from the top."""
+
+    name: str
+    layers: tuple[Layer, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recognized:
+    """What an engine would be told to split a place: an entry of the array `table` of [mirror].
+    `note`: what a person should know of it."""
+
+    table: str
+    entry: Mapping[str, str]
+    note: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,7 +33,7 @@ from splitmirror.errors import (
     UnsafeMirror,
     WouldFreeze,
 )
-from splitmirror.mirrors import Feature, MirrorState
+from splitmirror.mirrors import Feature, MirrorState, Place, Recognized
 from splitmirror.model import Filesystem, Finding, Leg, Run, Volume
 from splitmirror.progress import Progress, silent
 from splitmirror.system import blockdev, dmraid, lvm, parting
@@ -85,6 +85,31 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     @property
     def way(self) -> Way:
         return Way.LVCONVERT if self.split == "lvconvert" else Way.DEVICE_MAPPER
+
+
+def recognize(place: Place) -> Recognized | None:
+    """A raid1 volume."""
+    for layer in place.layers:
+        name = lvm.name_of(layer.devno)
+        if name is not None and layer.kind == "dm raid":
+            with contextlib.suppress(SplitmirrorError):  # raid5, say
+                legs = len(lvm.find([name])[0].images)
+                return Recognized(
+                    table="volumes", entry={"lv": name}, note=f"a raid1 volume of {legs} legs"
+                )
+    return None
+
+
+def advise(place: Place) -> str:
+    """A volume without a mirror can be given one while the database runs."""
+    for layer in place.layers:
+        if (name := lvm.name_of(layer.devno)) is not None:
+            return (
+                f"{name} has no mirror that can be split; another disk gives it one, online:\n"
+                f"  vgextend {name.partition('/')[0]} DISK; "
+                f"lvconvert --type raid1 -m 1 {name} DISK"
+            )
+    return ""
 
 
 def open_mirror(settings: Settings, state_dir: Path) -> LvmMirror:

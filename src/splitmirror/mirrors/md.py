@@ -9,6 +9,7 @@ Sources: md(4), mdadm(8), Documentation/admin-guide/md.rst.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -28,7 +29,7 @@ from splitmirror.errors import (
     NotOnMirror,
     SplitmirrorError,
 )
-from splitmirror.mirrors import Feature, MirrorState
+from splitmirror.mirrors import Feature, MirrorState, Place, Recognized
 from splitmirror.model import Filesystem, Finding, Leg, Run, Volume
 from splitmirror.progress import Progress
 from splitmirror.system import blockdev, dmlinear, md, mdchecks, mdlegs, mdproof, mdsuper
@@ -72,6 +73,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         paths = [path for array in self.arrays for path in (array.device, array.leg) if path]
         if not all(Path(path).is_absolute() for path in paths):
             raise ConfigError("[mirror] has a relative path", hint="Begin each with /dev/.")
+
+
+def recognize(place: Place) -> Recognized | None:
+    """An array of mirrors, or a volume on one."""
+    for layer in place.layers:
+        if layer.kind == "md raid1":
+            with contextlib.suppress(SplitmirrorError):
+                members = len(md.array(layer.path).members)
+                return Recognized(
+                    table="arrays",
+                    entry={"device": layer.path},
+                    note=f"a raid1 array of {members} members",
+                )
+    return None
 
 
 def _name(device: str) -> str:

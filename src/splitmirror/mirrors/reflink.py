@@ -33,7 +33,7 @@ from splitmirror.errors import (
     UnsafeMirror,
     WouldFreeze,
 )
-from splitmirror.mirrors import Feature, MirrorState
+from splitmirror.mirrors import Feature, MirrorState, Place, Recognized
 from splitmirror.model import Filesystem, Finding, Leg, Run, Volume
 from splitmirror.progress import Progress
 from splitmirror.system import fiemap, images, loopimages, reflink
@@ -119,6 +119,20 @@ def _place(disk: Disk) -> LegPlace:
 
 def _volume(disk: Disk) -> Volume:
     return loopimages.volume(disk.name, Path(disk.image), disk.device)
+
+
+def recognize(place: Place) -> Recognized | None:
+    """A filesystem in an image file that can be cloned."""
+    last = place.layers[-1] if place.layers else None
+    if last is None or last.kind != "loop" or last.backing is None or last.offset:
+        return None
+    if not os.path.exists(last.backing) or mount_of(last.backing).fstype not in _HOSTS:
+        return None
+    return Recognized(
+        table="disks",
+        entry={"name": place.name, "image": last.backing},
+        note="an image file: a snapshot is made, on the same disk, instead of a mirror",
+    )
 
 
 def open_mirror(settings: Settings, state_dir: Path) -> ReflinkMirror:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from splitmirror.errors import MirrorError, MirrorNotReady, ProgramFailed, UnsafeMirror
 from splitmirror.system import programs
@@ -26,6 +28,7 @@ _COLUMNS = (
     "lv_parent,devices,metadata_devices,raid_write_behind,raidintegritymode,vg_missing_pv_count"
 )
 _MISSING = "[unknown]"
+_HYPHEN = re.compile(r"(?<!-)-(?!-)")  # a single one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +60,19 @@ class RaidVolume:
     def image(self, name: str) -> Image | None:
         """The image of that name (VG/LV)."""
         return next((image for image in self.images if image.name == name), None)
+
+
+def name_of(devno: int) -> str | None:
+    """VG/LV of a logical volume's device; None for any other. From sysfs: in the names that LVM
+    gives its devices a hyphen parts VG from LV, and is doubled within them (lvm(8))."""
+    dm = Path(f"/sys/dev/block/{os.major(devno)}:{os.minor(devno)}/dm")
+    try:
+        if not (dm / "uuid").read_text().startswith("LVM-"):
+            return None
+        parts = _HYPHEN.split((dm / "name").read_text().strip())
+    except OSError:
+        return None
+    return "/".join(part.replace("--", "-") for part in parts[:2]) if len(parts) > 1 else None
 
 
 Row = Mapping[str, str]

@@ -28,8 +28,10 @@ from splitmirror.demo.below import Below
 from splitmirror.demo.lab import Disk, Lab, configuration, lab_at
 from splitmirror.demo.ledger import acknowledged, judge
 from splitmirror.demo.subjects import PostgreSQL, entries, writing
+from splitmirror.doctor import examine
 from splitmirror.drill import drill
 from splitmirror.extents.trees import plan_trees
+from splitmirror.init import propose, write_new
 from splitmirror.journal import Journal
 from splitmirror.mirrors import Mirror
 from splitmirror.model import BackupSet, Mode
@@ -99,6 +101,20 @@ def scene_on(
 
 
 # --- the tests
+
+
+def test_init_proposes_what_is_there_and_doctor_finds_it_well(scene: Scene, tmp_path: Path) -> None:
+    path = tmp_path / "proposed.toml"
+    write_new(path, propose(scene.subject.data))
+    proposed, ours = config.load(path), scene.configured(Mode.HOT)
+    assert proposed.mirror["driver"] == ours.mirror["driver"]
+    with closing(proposed.open_mirror()) as mirror, closing(ours.open_mirror()) as same:
+        found = {os.stat(volume.device).st_rdev for volume in mirror.volumes()}
+        assert found == {os.stat(volume.device).st_rdev for volume in same.volumes()}
+        same.synchronize(lambda done, total: None)
+    findings = examine(ours)
+    assert [f.problem for f in findings if f.problem is not None and not f.warning] == []
+    assert any("redundancy" in str(f.problem) for f in findings), [f.what for f in findings]
 
 
 @pytest.mark.parametrize("mode", [Mode.HOT, Mode.FREEZE])
