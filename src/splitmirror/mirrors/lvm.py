@@ -12,6 +12,7 @@ and is compared with the world; docs/adr/0014 says why a leg is marked before it
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence

@@ -9,18 +9,14 @@ from dataclasses import replace
 import pytest
 from tests.vm.inside import test_whole_lvm as on_lvm
 from tests.vm.inside import test_whole_md as on_md
+from tests.vm.inside import whole
 from tests.vm.inside.whole import MIB, Scene, scene_on
-from tests.vm.inside.whole import (
-    test_a_backup_comes_back_with_every_acknowledged_transaction as test_it_comes_back,
-)
-from tests.vm.inside.whole import (
-    test_init_proposes_what_is_there_and_doctor_finds_it_well as test_init_and_doctor,
-)
 
 from splitmirror.demo.below import Below, Lvm, Md
 from splitmirror.demo.lab import Disk, Lab
 
-__all__ = ["test_it_comes_back", "test_init_and_doctor"]
+test_init_and_doctor = whole.test_init_proposes_what_is_there_and_doctor_finds_it_well
+test_it_comes_back = whole.test_a_backup_comes_back_with_every_acknowledged_transaction
 
 DISKS = (
     Disk(name="data", fstype="xfs", size=320 * MIB),

@@ -7,30 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.vm.inside import whole
 from tests.vm.inside.whole import MIB, Scene, scene_on
-from tests.vm.inside.whole import (
-    test_a_backup_comes_back_with_every_acknowledged_transaction as test_it_comes_back,
-)
-from tests.vm.inside.whole import (
-    test_a_backup_killed_in_a_phase_is_put_right as test_a_killed_one_is_put_right,
-)
-from tests.vm.inside.whole import (
-    test_init_proposes_what_is_there_and_doctor_finds_it_well as test_init_and_doctor,
-)
-from tests.vm.inside.whole import (
-    test_only_what_changed_is_copied_to_the_mirror_again as test_only_changes_are_copied,
-)
 
 from splitmirror.demo.below import Md
 from splitmirror.demo.lab import Disk, Lab
 from splitmirror.system import programs
 
-__all__ = [
-    "test_a_killed_one_is_put_right",
-    "test_it_comes_back",
-    "test_only_changes_are_copied",
-    "test_init_and_doctor",
-]
+test_init_and_doctor = whole.test_init_proposes_what_is_there_and_doctor_finds_it_well
+test_it_comes_back = whole.test_a_backup_comes_back_with_every_acknowledged_transaction
+test_only_changes_are_copied = whole.test_only_what_changed_is_copied_to_the_mirror_again
+test_a_killed_one_is_put_right = whole.test_a_backup_killed_in_a_phase_is_put_right
 
 DISKS = (
     Disk(name="data", fstype="ext4", size=320 * MIB),
