@@ -1,4 +1,5 @@
-# make demo    set up, then a whole backup and restore on the embedded mirror   (ARGS="--json ...")
+# make demo    set up, then a whole backup and restore of a running database       (ARGS="--json ...")
+#              (--mirror qsd|lvm|md|reflink; --in-guest runs it on LVM in an emulated machine)
 # make test    set up, then every test; the slow tiers say what they ran        (ARGS="-k name")
 #              SKIP_VM=1 leaves out the guests, which take most of the time
 # make test-vm the guests alone: LVM, md, PostgreSQL on Debian's own kernel, emulated; docs/testing.md
@@ -12,7 +13,7 @@ setup:
 	@scripts/setup
 
 demo: setup
-	@.venv/bin/splitmirror demo $(ARGS)
+	@.venv/bin/python -m tests.vm.demo $(ARGS)
 
 test: setup check
 	@[ -n "$(SKIP_VM)" ] || scripts/setup vm

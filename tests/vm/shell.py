@@ -47,7 +47,7 @@ def _socket_path(name: str) -> Path:
 def _once(options: argparse.Namespace) -> int:
     with Guest(image.need(_note), options.disk, Shape(memory=options.memory)) as guest:
         argv = [*_BASH, _script(options)]
-        return guest.run(argv, timeout_s=options.timeout, check=False, hear=_print).status
+        return guest.run(argv, timeout_s=options.timeout, check=False, hear=pass_on).status
 
 
 def _up(options: argparse.Namespace) -> int:
@@ -149,7 +149,7 @@ def _ask(options: argparse.Namespace, frame: Frame) -> Frame:
         wire = Wire(connection.recv, connection.sendall)
         wire.send(frame)
         while (answer := wire.receive()).kind in ("out", "err"):
-            _print(answer.kind, answer.payload)
+            pass_on(answer.kind, answer.payload)
     if answer.kind == "refused":
         raise CommandFailed(answer.facts["why"])
     return answer
@@ -159,7 +159,7 @@ def _script(options: argparse.Namespace) -> str:
     return options.script if options.script is not None else sys.stdin.read()
 
 
-def _print(kind: str, data: bytes) -> None:
+def pass_on(kind: str, data: bytes) -> None:
     stream = sys.stdout if kind == "out" else sys.stderr
     stream.buffer.write(data)
     stream.flush()
