@@ -6,6 +6,9 @@ import pytest
 from tests.vm.conftest import Inside
 from tests.vm.guest import GIB, Disk, Guest
 
+pytestmark = pytest.mark.timeout(1500)
+_LONGEST_S = 1400  # an idle machine needs two minutes for each, a busy one many
+
 DISKS = (Disk(name="work", size=6 * GIB),)
 
 
@@ -19,12 +22,12 @@ def work(guest: Guest) -> None:
 
 
 def test_on_lvm(inside: Inside) -> None:
-    inside("test_whole_lvm.py")
+    inside("test_whole_lvm.py", timeout_s=_LONGEST_S)
 
 
 def test_on_md(inside: Inside) -> None:
-    inside("test_whole_md.py")
+    inside("test_whole_md.py", timeout_s=_LONGEST_S)
 
 
 def test_over_lvm_and_md(inside: Inside) -> None:
-    inside("test_whole_group.py")
+    inside("test_whole_group.py", timeout_s=_LONGEST_S)

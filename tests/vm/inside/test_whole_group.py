@@ -15,6 +15,8 @@ from tests.vm.inside.whole import MIB, Scene, scene_on
 from splitmirror.demo.below import Below, Lvm, Md
 from splitmirror.demo.lab import Disk, Lab
 
+pytestmark = pytest.mark.timeout(600)
+
 test_init_and_doctor = whole.test_init_proposes_what_is_there_and_doctor_finds_it_well
 test_it_comes_back = whole.test_a_backup_comes_back_with_every_acknowledged_transaction
 

@@ -13,6 +13,8 @@ from splitmirror.demo.below import Lvm
 from splitmirror.demo.lab import Disk, Lab
 from splitmirror.system import programs
 
+pytestmark = pytest.mark.timeout(600)
+
 test_init_and_doctor = whole.test_init_proposes_what_is_there_and_doctor_finds_it_well
 test_it_comes_back = whole.test_a_backup_comes_back_with_every_acknowledged_transaction
 test_only_changes_are_copied = whole.test_only_what_changed_is_copied_to_the_mirror_again
