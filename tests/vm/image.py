@@ -25,7 +25,7 @@ from pathlib import Path
 
 from tests.vm import recipe
 
-from splitmirror.errors import SplitmirrorError
+from splitmirror.errors import ProgramFailed, SplitmirrorError
 from splitmirror.system import programs
 from splitmirror.units import show_seconds
 
@@ -127,7 +127,9 @@ def _build(target: Path, say: recipe.Say) -> Image:
             recipe.remove(target)
         building.rename(target)
     except BaseException:
-        recipe.remove(building)
+        # A child of what was interrupted may still write there: then the next build sweeps it.
+        with contextlib.suppress(ProgramFailed):
+            recipe.remove(building)
         raise
     step(f"complete, in {target}")
     return Image(directory=target)

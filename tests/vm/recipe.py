@@ -122,7 +122,8 @@ def _bootstrap(root: Path) -> None:
     )
     programs.run(
         [
-            *("setpriv", "--pdeathsig", "TERM", "mmdebstrap", "--quiet"),
+            # It ends with us, and what it mounts in the root is its own and ends with it.
+            *("setpriv", "--pdeathsig", "TERM", "unshare", "--mount", "mmdebstrap", "--quiet"),
             *("--mode=root", "--variant=apt", "--format=directory"),
             *("--skip=cleanup/apt", "--skip=cleanup/reproducible"),
             *('--aptopt=APT::Install-Recommends "0"', '--aptopt=Acquire::Languages "none"'),

@@ -54,7 +54,7 @@ def _up(options: argparse.Namespace) -> int:
     """Boot in a process of its own and wait until it is ready; its words come through a pipe."""
     found = image.need(_note)
     at = _socket_path(options.name)
-    if at.exists():
+    if _is_up(at):
         print(f"a guest is up already, at {at}: `down` ends it", file=sys.stderr)
         return 1
     disks = [f"--disk={disk.name}={disk.size}" for disk in options.disk]
@@ -71,6 +71,20 @@ def _up(options: argparse.Namespace) -> int:
     said = holder.stdout.read().decode()
     print(said, end="")
     return 0 if at.exists() else 1
+
+
+def _is_up(at: Path) -> bool:
+    """Whether somebody answers there; the name that a killed one left is removed."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        try:
+            connection.connect(str(at))
+        except ConnectionRefusedError:
+            at.unlink()
+        except FileNotFoundError:
+            pass
+        else:
+            return True
+    return False
 
 
 def _hold(options: argparse.Namespace) -> int:
