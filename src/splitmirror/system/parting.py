@@ -180,5 +180,9 @@ def put_back(dm: DeviceMapper, volume: RaidVolume, array: Array, absent: Sequenc
         lvm.merge(image.name)
     if not tracked:
         lvm.refresh(volume.name)
+    if dmraid.FAILED in ArrayStatus.of(dm.status(volume.devno)).health:
+        # A disk that came back as another device: the array was given the leg while the leg's own
+        # table was still of the old one. Now that it is of the new one, the kernel tries again.
+        lvm.refresh(volume.name)
     for image in anew:
         lvm.rebuild(volume.name, image.pvs)
