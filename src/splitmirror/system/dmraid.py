@@ -118,16 +118,21 @@ def superblock(meta_devno: int) -> Superblock:
     return Superblock(events=events, failed=failed)
 
 
-def mark(array: Array, position: int, leg_meta: int, pause: Callable[[], None]) -> bool:
-    """Have all that stayed note that the image at `position` has left, and be newer than it, so
-    that it is brought up to date when it comes back: each `pause` of the array makes the kernel
-    write their superblocks. Noted already: nothing is done. False: it does not come about, and the
-    image must be copied anew. Raises DeviceFailed when one that stayed cannot be read.
+def mark(
+    array: Array, health: str, position: int, leg_meta: int, pause: Callable[[], None]
+) -> bool:
+    """Have all that stayed in sync note that the image at `position` has left, and be newer than
+    it, so that it is brought up to date when it comes back: each `pause` of the array makes the
+    kernel write their superblocks. Noted already: nothing is done. False: it does not come about,
+    and the image must be copied anew. Raises DeviceFailed when one that stayed cannot be read.
 
     Where the leg cannot be read (its disk came back as another device, and its table is of the old
     one) theirs must have been written anew twice: a leg that left is ahead by one at the most.
     """
-    stayed = [parse_devno(meta) for meta, _ in array.pairs if meta != ABSENT]
+    pairs = zip(array.pairs, health, strict=True)
+    stayed = [parse_devno(meta) for (meta, _), letter in pairs if letter == IN_SYNC]
+    if not stayed:
+        return False
     try:
         newer_than = superblock(leg_meta).events
     except DeviceFailed:
@@ -135,7 +140,7 @@ def mark(array: Array, position: int, leg_meta: int, pause: Callable[[], None]) 
     for pauses in range(_PAUSES + 1):
         if pauses:
             pause()
-        if stayed and all(_notes(meta, position, newer_than) for meta in stayed):
+        if all(_notes(meta, position, newer_than) for meta in stayed):
             return True
     return False
 

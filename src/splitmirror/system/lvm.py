@@ -199,10 +199,11 @@ def merge(image: str) -> None:
     _change("lvconvert", "-y", "--merge", image)
 
 
-def refresh(volume: str) -> None:
+def refresh(volume: str, *, partial: bool = False) -> None:
     """Load the tables anew as LVM's metadata has them: images that were parted past LVM, or failed
-    and came back, join again and are resynchronized after."""
-    _change("lvchange", "-y", "--refresh", volume)
+    and came back, join again and are resynchronized after. `partial`: although one is missing."""
+    although = ("--activationmode", "partial") if partial else ()
+    _change("lvchange", "-y", *although, "--refresh", volume)
 
 
 def rebuild(volume: str, pvs: Sequence[str]) -> None:

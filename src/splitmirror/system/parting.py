@@ -106,7 +106,8 @@ def mark(dm: DeviceMapper, volume: PartedVolume) -> None:
     device = device_of(dm, volume)
     meta = blockdev.devno_of(volume.meta_path)
     pause = partial(dmraid.pause_under_guard, dm, device.devno)
-    if not device.parted or not dmraid.mark(device.array, volume.position, meta, pause):
+    health = ArrayStatus.of(dm.status(device.devno)).health
+    if not device.parted or not dmraid.mark(device.array, health, volume.position, meta, pause):
         raise MirrorError(
             f"{volume.name} did not part from its leg {volume.image}",
             hint="The kernel log may tell why. Run `splitmirror resync`.",
@@ -172,13 +173,22 @@ def put_back(dm: DeviceMapper, volume: RaidVolume, array: Array, absent: Sequenc
     again; the kernel then brings them up to date. A leg of which that is not sure is copied anew.
     Raises MirrorError."""
     pause = partial(dmraid.pause_alone, dm, volume.devno)
+    health = ArrayStatus.of(dm.status(volume.devno)).health
     anew = [
-        image for image in absent if not dmraid.mark(array, image.position, image.meta_devno, pause)
+        image
+        for image in absent
+        if not dmraid.mark(array, health, image.position, image.meta_devno, pause)
     ]
     tracked = [image for image in absent if image.tracked]
     for image in tracked:
         lvm.merge(image.name)
+    degraded = any(image.missing for image in volume.images)
     if not tracked:
-        lvm.refresh(volume.name)
+        lvm.refresh(volume.name, partial=degraded)
+    health = ArrayStatus.of(dm.status(volume.devno)).health
+    if any(health[i.position] == dmraid.FAILED for i in volume.images if not i.missing):
+        # A disk that came back as another device: the array was given the leg while the leg's own
+        # table was still of the old one. Now that it is of the new one, the kernel tries again.
+        lvm.refresh(volume.name, partial=degraded)
     for image in anew:
         lvm.rebuild(volume.name, image.pvs)

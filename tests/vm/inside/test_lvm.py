@@ -366,7 +366,24 @@ def test_three_legs_keep_redundancy_and_may_be_degraded(opened: Open) -> None:
         engine.split("one")
         assert health(three) == "AA-"
         engine.rejoin("one")
-        engine.close()
+        may = opened(three, allow_degraded=True)
+        with gone("e"):
+            with open(three.device, "r+b", buffering=0) as primary:  # noqa: PTH123
+                primary.write(os.urandom(MIB))
+                os.fsync(primary.fileno())
+            assert health(three) == "AAD"
+            with pytest.raises(MirrorNotReady, match="missing"):
+                engine.synchronize(silent)
+            may.synchronize(silent)
+            may.split("two")
+            assert health(three)[:2] == "A-"
+            assert may.leg("two", 10).volumes[three.full][0].path == three.image(1)
+            may.rejoin("two")
+            assert health(three)[:2] == "AA"
+        engine.synchronize(silent)
+        assert health(three) == "AAA" and engine.prove(silent) == 0
+        for each in (engine, may):
+            each.close()
     finally:
         run("lvremove", "-y", three.full)
         run("vgreduce", "va", BY_ID + "e")
