@@ -141,7 +141,7 @@ class MdMirror:
         try:
             record = self._known()
             arrays = self._arrays(record)
-            parted = _parted(record, arrays.values())
+            parted = self._parted(record, arrays.values())
             why = f"split as {parted}" if parted else self._why_not_level(record, arrays.values())
             dirty = sum(_dirty(array) for array in arrays.values()) if why else 0
         except (SplitmirrorError, OSError) as error:
@@ -177,6 +177,31 @@ class MdMirror:
                 return "; ".join([why, *record.copied_whole.values()]) if array.syncing else why
         return ""
 
+    def _out(self, split: Split, arrays: Iterable[Array]) -> list[Parted]:
+        """The legs of a split that are out of their arrays now."""
+        known, marks = list(arrays), self._file.marks.read()
+        made = marks.events if marks and marks.split_id == split.split_id else {}
+        return [
+            leg for leg in split.legs if not mdlegs.is_in(leg, known, was_parted=leg.device in made)
+        ]
+
+    def _parted(self, record: MdRecord, arrays: Iterable[Array]) -> str | None:
+        """The split of which a leg is out of its array now."""
+        if record.split is None or not self._out(record.split, arrays):
+            return None
+        return record.split.split_id
+
+    def _check_same(
+        self, record: MdRecord, parted: str, split_id: str, arrays: Iterable[Array]
+    ) -> None:
+        """Raise MirrorError unless the mirror is split so already, all of it."""
+        if record.split is None or parted != split_id:
+            raise _is_split(parted)
+        if len(self._out(record.split, arrays)) < len(record.split.legs):
+            raise MirrorError(
+                f"split {split_id} was made of some of the arrays only", hint="Rejoin it first."
+            )
+
     # --- level
 
     def synchronize(self, progress: Progress) -> None:
@@ -186,7 +211,7 @@ class MdMirror:
             arrays = self._arrays(record)
             for array in arrays.values():
                 mdchecks.check_kind(array)
-            if parted := _parted(record, arrays.values()):
+            if parted := self._parted(record, arrays.values()):
                 raise _is_split(parted)
             if record.split:  # it was prepared, and never made
                 record = dataclasses.replace(record, split=None)
@@ -224,10 +249,16 @@ class MdMirror:
             prepared = self._prepared
         if prepared is None:
             return
+        parted: list[Parted] = []
         try:
-            for fd in prepared.state_fds:
+            for leg, fd in zip(prepared.legs, prepared.state_fds, strict=True):
                 md.fail(fd)
-            write_marks(prepared.marks_fd, split_id, mdlegs.events(prepared.legs))
+                parted.append(leg)
+            write_marks(prepared.marks_fd, split_id, mdlegs.events(parted))
+        except BaseException:
+            with contextlib.suppress(LegError, OSError):  # which were parted, for the rejoin
+                write_marks(prepared.marks_fd, split_id, mdlegs.events(parted))
+            raise
         finally:
             self._forget_prepared()
 
@@ -247,8 +278,8 @@ class MdMirror:
         with self._file.locked():
             record = self._known()
             arrays = self._arrays(record)
-            if parted := _parted(record, arrays.values()):
-                _check_same(record, parted, split_id, arrays.values())
+            if parted := self._parted(record, arrays.values()):
+                self._check_same(record, parted, split_id, arrays.values())
                 return None
             members = self._legs(arrays)
             legs = tuple(mdlegs.parted_of(array, leg) for array, leg in members)
@@ -321,7 +352,7 @@ class MdMirror:
             if record.split is None or record.split.split_id != split_id:
                 return
             arrays = self._arrays(record)
-            out = [leg for leg in record.split.legs if not mdlegs.is_in(leg, arrays.values())]
+            out = self._out(record.split, arrays.values())
             for leg in out:
                 mdlegs.check_unused(leg)
             record = dataclasses.replace(record, split=None, returning=tuple(out), copied_whole={})
@@ -333,7 +364,9 @@ class MdMirror:
         whole = {}
         for leg in record.returning:
             array = mdlegs.array_of(leg, arrays)
-            if not mdlegs.is_in(leg, arrays) and not mdlegs.give_back(leg, array):
+            if mdlegs.is_in(leg, arrays, was_parted=True):
+                continue
+            if not mdlegs.give_back(leg, array):
                 whole[leg.array] = f"{leg.path} is copied in full: it was out for too long"
         self._file.save(dataclasses.replace(record, returning=(), copied_whole=whole))
         for leg in record.returning:
@@ -347,7 +380,7 @@ class MdMirror:
         with self._file.locked():
             record = self._known()
             arrays = self._arrays(record)
-            if parted := _parted(record, arrays.values()):
+            if parted := self._parted(record, arrays.values()):
                 raise _is_split(parted)
             if why := self._why_not_level(record, arrays.values()):
                 raise MirrorNotReady(why, hint="Run `splitmirror resync` first.")
@@ -366,7 +399,7 @@ class MdMirror:
         try:
             record = self._known()
             arrays = self._arrays(record)
-            if parted := _parted(record, arrays.values()):
+            if parted := self._parted(record, arrays.values()):
                 return [Finding(what="mirror", problem=_is_split(parted))]
             for wanted, array in zip(self._settings.arrays, arrays.values(), strict=True):
                 leg = _chosen(wanted, array) if array.in_sync else None
@@ -462,24 +495,3 @@ def _no_such_split(split_id: str) -> LegError:
         hint="The leg was given back: back up again.",
         split_id=split_id,
     )
-
-
-def _parted(record: MdRecord, arrays: Iterable[Array]) -> str | None:
-    """The split of which a leg is out of its array now."""
-    if record.split is None:
-        return None
-    known = list(arrays)
-    out = any(not mdlegs.is_in(leg, known) for leg in record.split.legs)
-    return record.split.split_id if out else None
-
-
-def _check_same(record: MdRecord, parted: str, split_id: str, arrays: Iterable[Array]) -> None:
-    """Raise MirrorError unless the mirror is split so already, all of it."""
-    known = list(arrays)
-    if parted != split_id:
-        raise _is_split(parted)
-    assert record.split is not None
-    if any(mdlegs.is_in(leg, known) for leg in record.split.legs):
-        raise MirrorError(
-            f"split {split_id} was made of some of the arrays only", hint="Rejoin it first."
-        )

@@ -67,11 +67,14 @@ def events(legs: Sequence[Parted]) -> dict[str, int]:
     return found
 
 
-def is_in(leg: Parted, arrays: Iterable[Array]) -> bool:
-    """Whether a leg is a working member beside its primary again, or becomes one."""
+def is_in(leg: Parted, arrays: Iterable[Array], *, was_parted: bool) -> bool:
+    """Whether a leg is a working member, or becomes one: beside its primary, if it `was_parted`;
+    else it may be the only copy that is left."""
     array = array_of(leg, arrays)
     member = array.member(leg.device)
-    if member is None or "faulty" in member.state or not _with_primary(leg, array):
+    if member is None or "faulty" in member.state:
+        return False
+    if was_parted and not _with_primary(leg, array):
         return False
     return not _only_held(array, member)
 

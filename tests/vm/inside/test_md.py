@@ -30,7 +30,14 @@ from tests.vm.inside.md_lab import (
     written_to,
 )
 
-from splitmirror.errors import Busy, LegError, MirrorError, MirrorNotReady, UnsafeMirror
+from splitmirror.errors import (
+    Busy,
+    LegError,
+    MirrorError,
+    MirrorNotReady,
+    ProgramFailed,
+    UnsafeMirror,
+)
 from splitmirror.mirrors.md import MdMirror
 from splitmirror.progress import silent
 from splitmirror.system import mdsuper
@@ -85,11 +92,8 @@ def test_the_leg_begins_where_the_members_data_begin(metadata: str, tmp_path: Pa
 
 
 def test_a_member_may_be_a_partition(tmp_path: Path) -> None:
-    for disk in (A, B):
-        entry = struct.pack("<B3sB3sII", 0, bytes(3), 0xFD, bytes(3), 2048, 80 * MIB // 4 // 512)
-        write_durably(Path(disk), bytes(446) + entry + bytes(48) + b"\x55\xaa")
-        run("blockdev", "--rereadpt", disk)
-    run("udevadm", "settle")
+    entry = struct.pack("<B3sB3sII", 0, bytes(3), 0xFD, bytes(3), 2048, 20 * MIB // 512)
+    partitioned(bytes(446) + entry + bytes(48) + b"\x55\xaa", A, B)
     try:
         with array(members=(f"{A}-part1", f"{B}-part1")) as device:
             mirror = level_mirror(tmp_path, device)
@@ -102,9 +106,23 @@ def test_a_member_may_be_a_partition(tmp_path: Path) -> None:
             mirror.rejoin("s")
             assert mirror.state().level
     finally:
-        for disk in (A, B):
-            write_durably(Path(disk), bytes(512))
-            run("blockdev", "--rereadpt", disk)
+        partitioned(bytes(512), A, B)
+
+
+def partitioned(table: bytes, *disks: str) -> None:
+    """Write a partition table; udev may look at the old partitions for a moment longer."""
+    for disk in disks:
+        write_durably(Path(disk), table)
+        until(lambda disk=disk: read_again(disk))
+    run("udevadm", "settle")
+
+
+def read_again(disk: str) -> bool:
+    try:
+        run("blockdev", "--rereadpt", disk)
+    except ProgramFailed:
+        return False
+    return True
 
 
 def test_without_a_bitmap_it_says_what_to_type(tmp_path: Path) -> None:
