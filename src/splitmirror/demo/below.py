@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _PATIENCE_S: Final = 20.0
 _POLL_S: Final = 0.1
 _MAKE_S: Final = 120.0  # for a program that makes a volume; under emulation they are slow
+# By default so small an array has a bitmap of a few chunks, and nearly all of it is copied again.
+_BITMAP: Final = ("--bitmap=internal", "--bitmap-chunk=1M")
 _OWN_ROOM: Final = 24 << 20  # bytes that LVM and md take of a disk for themselves, and a little
 
 
@@ -108,7 +110,7 @@ class Md:
 
     def devices(self, lab: Lab, undo: ExitStack) -> dict[str, str]:
         for disk in lab.disks:
-            made = ["--level=1", "--raid-devices=2", "--metadata=1.2", "--bitmap=internal"]
+            made = ["--level=1", "--raid-devices=2", "--metadata=1.2", *_BITMAP]
             argv = ["mdadm", "--create", _array(lab, disk), "--quiet", "--run", *made]
             programs.run([*argv, *_loops(lab, disk, undo)], timeout_s=_MAKE_S)
             undo.callback(patiently, partial(_stop_array, lab, disk), ProgramFailed)
