@@ -436,7 +436,7 @@ def test_the_guard_runs_as_a_module_in_isolated_mode(tmp_path: Path) -> None:
         )
         theirs.close()
         ticks = process.start_ticks(os.getpid())
-        wire.send(ours, [os.getpid(), ticks, holder, [], str(tmp_path / "guard.json")])
+        wire.send(ours, [os.getpid(), ticks, holder, [], str(tmp_path / "guard.json"), [-1, []]])
         greeting = wire.receive(ours, 20)
         wire.send(ours, [1, "end"])
         assert isinstance(greeting, list)

@@ -7,8 +7,7 @@ An image that is put back is brought up to date only if the superblock of the im
 says that it had left, and is newer than its own. The kernel writes that only at the array's next
 pause in writing. A volume that is written without a pause of 0.2 s and gets its image back has no
 such superblock: the image counts as level, nothing is copied, and the legs differ for good, in
-silence (kernel 6.1, lvm2 2.03.16; `lvconvert --merge` too). Therefore `is_marked`, and the suspend
-and resume that makes it true.
+silence (kernel 6.1, lvm2 2.03.16; `lvconvert --merge` too). Therefore `mark`.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from splitmirror.system.devicemapper import SECTOR, DeviceMapper, Target
 IN_SYNC, BEHIND, FAILED, ABSENT = "A", "a", "D", "-"  # of an image, in `health`
 _SUPERBLOCK = struct.Struct("<4sIIIQQ")  # magic, features, devices, position, events, failed
 _MAGIC = b"DmRd"
-_PAUSES = 6  # two or three suffice: each writes a newer superblock
+_PAUSES = 8  # two or three suffice: each, or every other one, writes a newer superblock
 _NONE = ("-", "-")
 
 
@@ -119,24 +118,31 @@ def superblock(meta_devno: int) -> Superblock:
     return Superblock(events=events, failed=failed)
 
 
-def is_marked(array: Array, position: int, leg_meta: int) -> bool:
-    """Whether all that stayed know that the image at `position` has left, so that it is brought up
-    to date when it comes back. Raises DeviceFailed when a superblock cannot be read."""
-    leg = superblock(leg_meta)
-    stayed = [superblock(parse_devno(meta)) for meta, _ in array.pairs if meta != ABSENT]
-    return bool(stayed) and all(
-        one.failed & 1 << position and one.events > leg.events for one in stayed
-    )
-
-
 def mark(array: Array, position: int, leg_meta: int, pause: Callable[[], None]) -> bool:
-    """Have all that stayed note that the image has left: each `pause` of the array makes the kernel
-    write its superblock. False: it does not come about, so that the image must be copied anew."""
-    for _ in range(_PAUSES):
-        if is_marked(array, position, leg_meta):
+    """Have all that stayed note that the image at `position` has left, and be newer than it, so
+    that it is brought up to date when it comes back: each `pause` of the array makes the kernel
+    write their superblocks. Noted already: nothing is done. False: it does not come about, and the
+    image must be copied anew. Raises DeviceFailed when one that stayed cannot be read.
+
+    Where the leg cannot be read (its disk came back as another device, and its table is of the old
+    one) theirs must have been written anew twice: a leg that left is ahead by one at the most.
+    """
+    stayed = [parse_devno(meta) for meta, _ in array.pairs if meta != ABSENT]
+    try:
+        newer_than = superblock(leg_meta).events
+    except DeviceFailed:
+        newer_than = 1 + max(superblock(meta).events for meta in stayed)
+    for pauses in range(_PAUSES + 1):
+        if pauses:
+            pause()
+        if stayed and all(_notes(meta, position, newer_than) for meta in stayed):
             return True
-        pause()
-    return is_marked(array, position, leg_meta)
+    return False
+
+
+def _notes(meta: int, position: int, newer_than: int) -> bool:
+    one = superblock(meta)
+    return bool(one.failed & 1 << position) and one.events > newer_than
 
 
 def pause_under_guard(dm: DeviceMapper, devno: int) -> None:

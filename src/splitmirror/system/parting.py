@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 from splitmirror.errors import DeviceFailed, LegError, MirrorError, UnsafeMirror
 from splitmirror.system import blockdev, dmraid, lvm
@@ -124,7 +125,9 @@ def seen(dm: DeviceMapper, volume: PartedVolume, record: PartedRecord) -> Parted
             raise _was_put_back(volume, record)
         if dm.info(blockdev.devno_of(volume.image_path)).uuid != volume.image_uuid:
             raise DeviceFailed(f"{volume.image_path} is another device now", hint="Look at it.")
-        events = dmraid.superblock(blockdev.devno_of(volume.meta_path)).events
+        events = volume.events
+        if Path(volume.meta_path).exists():  # not after a reboot, when no table has a use for it
+            events = dmraid.superblock(blockdev.devno_of(volume.meta_path)).events
         _flush(volume)
     except (DeviceFailed, UnsafeMirror, OSError) as error:
         raise LegError(
@@ -176,6 +179,10 @@ def put_back(dm: DeviceMapper, volume: RaidVolume, array: Array, absent: Sequenc
     for image in tracked:
         lvm.merge(image.name)
     if not tracked:
+        lvm.refresh(volume.name)
+    if dmraid.FAILED in ArrayStatus.of(dm.status(volume.devno)).health:
+        # A disk that came back as another device: the array was given the leg while the leg's own
+        # table was still of the old one. Now that it is of the new one, the kernel tries again.
         lvm.refresh(volume.name)
     for image in anew:
         lvm.rebuild(volume.name, image.pvs)

@@ -1,0 +1,112 @@
+"""A whole backup and restore of files on two raid1 volumes, by the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tests.vm.inside.lvm_lab import Lv, health, run, volumes
+
+from splitmirror.errors import SplitmirrorError
+
+DATA = Lv(group="va", name="data", mib=48, disks=("a", "b"))
+WAL = Lv(group="vb", name="wal", mib=32, disks=("c", "d"))
+WAYS = pytest.mark.parametrize("way", ["device-mapper", "lvconvert"])
+
+
+@pytest.fixture(scope="module")
+def places() -> Iterator[tuple[Path, Path]]:
+    run("modprobe", "-a", "dm-mod", "dm-raid", "raid1", "ext4", "loop")
+    where = Path("/run/backup-data"), Path("/run/backup-wal")
+    with volumes(DATA, WAL):
+        for path, lv in zip(where, (DATA, WAL), strict=True):
+            path.mkdir(exist_ok=True)
+            run("mkfs.ext4", "-q", "-F", lv.device)
+            run("mount", lv.device, str(path))
+            for number in range(20):
+                (path / f"file-{number}").write_bytes(os.urandom(100_000 + number))
+        yield where
+        for path in where:
+            run("umount", str(path))
+
+
+def configured(base: Path, places: tuple[Path, Path], way: str) -> str:
+    path = base / "splitmirror.toml"
+    path.write_text(f"""
+source = "files"
+state_dir = "{base}/state"
+[mirror]
+driver = "lvm"
+split = "{way}"
+[[mirror.volumes]]
+lv = "{DATA.full}"
+[[mirror.volumes]]
+lv = "{WAL.full}"
+[database]
+driver = "none"
+paths = ["{places[0]}", "{places[1]}"]
+[backup]
+mode = "freeze"
+[medium]
+driver = "virtualtape"
+path = "{base}/SM0001.tap"
+""")
+    return str(path)
+
+
+def splitmirror(config: str, *words: str) -> dict[str, object]:
+    command, *rest = words
+    told = run("splitmirror", command, "--config", config, *rest, "--json")
+    document: dict[str, object] = json.loads(told.splitlines()[-1])
+    return document
+
+
+@WAYS
+def test_a_backup_comes_back_whole(
+    places: tuple[Path, Path],
+    way: str,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
+) -> None:
+    config = configured(tmp_path, places, way)
+    assert splitmirror(config, "doctor")["ok"] is True
+    made = splitmirror(config, "backup")
+    assert made["complete"] is True
+    record_property(f"write_pause_ms_{way}", round(1000 * float(str(made["write_pause_s"]))))
+    assert health(DATA) == health(WAL) == "AA"
+    splitmirror(config, "verify")
+    splitmirror(config, "restore", "latest", "--to", str(tmp_path / "back"))
+    originals = {f.read_bytes() for place in places for f in place.glob("file-*")}
+    restored = {f.read_bytes() for f in (tmp_path / "back").rglob("file-*")}
+    assert restored == originals
+    assert splitmirror(config, "resync", "--prove")["proven"] is True
+
+
+def test_a_scribble_on_a_leg_that_was_left_split_is_found(
+    places: tuple[Path, Path], tmp_path: Path
+) -> None:
+    config = configured(tmp_path, places, "lvconvert")
+    Path(config).write_text(
+        Path(config)
+        .read_text()
+        .replace('mode = "freeze"', 'mode = "freeze"\ncleanup = "leave-split"')
+    )
+    splitmirror(config, "backup")
+    assert health(DATA) == "A-"
+    with open(DATA.image(1), "r+b", buffering=0) as leg:  # noqa: PTH123
+        leg.seek(40 << 20)
+        leg.write(os.urandom(4096))
+        os.fsync(leg.fileno())
+    with pytest.raises(SplitmirrorError, match="not what the primary holds"):
+        splitmirror(config, "resync", "--prove")
+    run(
+        "lvchange",
+        "-y",
+        "--rebuild",
+        run("readlink", "-f", "/dev/disk/by-id/virtio-b").strip(),
+        DATA.full,
+    )
+    assert splitmirror(config, "resync", "--prove")["proven"] is True
