@@ -27,7 +27,6 @@ from splitmirror.errors import (
     Busy,
     ConfigError,
     LegError,
-    MirrorError,
     MirrorNotReady,
     NotOnMirror,
     SplitmirrorError,
@@ -37,7 +36,7 @@ from splitmirror.errors import (
 from splitmirror.mirrors import Feature, MirrorState, Place, Recognized
 from splitmirror.model import Filesystem, Finding, Leg, Run, Volume
 from splitmirror.progress import Progress, silent
-from splitmirror.system import blockdev, dmraid, lvm, parting
+from splitmirror.system import blockdev, dmraid, lvm, lvmchecks, parting
 from splitmirror.system.devicemapper import DeviceMapper
 from splitmirror.system.dmraid import Array, ArrayStatus
 from splitmirror.system.lvm import Image, RaidVolume
@@ -46,7 +45,6 @@ from splitmirror.system.parting import Device
 from splitmirror.system.process import boot_id
 
 PROGRAMS = lvm.PROGRAMS
-FOREIGN = "made-without-splitmirror"  # the id of a split that stands in no record of ours
 
 _NAME = re.compile(r"[A-Za-z0-9+_.][A-Za-z0-9+_.-]*/[A-Za-z0-9+_.][A-Za-z0-9+_.-]*")
 _LOOK_AGAIN_S = 0.1  # between looks at a resynchronization
@@ -187,12 +185,12 @@ class LvmMirror:
         split_off = [image.name for each in found for image in each.images if image.tracked]
         whys = [f"{name} is split off" for name in split_off]
         for volume, state in zip(found, states, strict=True):
-            whys += [] if state.level else [_why_not_level(volume, state)]
+            whys += [] if state.level else [lvmchecks.why_not_level(volume, state)]
         return MirrorState(
             attached=True,
             level=not whys,
             dirty_bytes=sum(state.total - state.done for state in states if not state.level),
-            split_id=FOREIGN if split_off else None,
+            split_id=lvmchecks.FOREIGN if split_off else None,
             why="; ".join(whys),
         )
 
@@ -210,10 +208,10 @@ class LvmMirror:
     def synchronize(self, progress: Progress) -> None:
         record = self._file.read()
         if record is not None and parting.parted(self._dm, record):
-            raise _is_split(record.split_id)
+            raise lvmchecks.is_split(record.split_id)
         found = self._find()
         for volume in found:
-            _refuse_split_off(volume)
+            lvmchecks.refuse_split_off(volume)
             self._dm.clear(volume.devno)  # a split that was prepared and not made
             self._mend(volume)
         self._wait_level(found, progress)
@@ -233,7 +231,7 @@ class LvmMirror:
         """A leg whose disk is gone makes the array degraded; two others must do, if they may."""
         gone = [image for image in volume.images if image.missing]
         if gone and not (self._settings.allow_degraded and len(volume.images) - len(gone) > 1):
-            raise _disk_missing(volume, gone[0])
+            raise lvmchecks.disk_missing(volume, gone[0])
 
     def _wait_level(self, found: Sequence[RaidVolume], progress: Progress) -> None:
         """Wait until every leg that is there is in sync."""
@@ -252,7 +250,7 @@ class LvmMirror:
             if not any(waiting):
                 return
             if time.monotonic() - moved_s > _STALLED_S:
-                raise _stalled(found, states)
+                raise lvmchecks.stalled(found, states)
             time.sleep(_LOOK_AGAIN_S)
 
     def _ready(self, state: ArrayStatus) -> bool:
@@ -303,7 +301,7 @@ class LvmMirror:
         if record is not None and (parted := parting.parted(self._dm, record)):
             if record.split_id == split_id and len(parted) == len(record.volumes):
                 return None
-            raise _is_split(record.split_id)
+            raise lvmchecks.is_split(record.split_id)
         volumes = tuple(self._choose(volume) for volume in self._find())
         record = PartedRecord(
             split_id=split_id, way=self._settings.way, boot=boot_id(), volumes=volumes
@@ -318,12 +316,12 @@ class LvmMirror:
 
     def _choose(self, volume: RaidVolume) -> PartedVolume:
         """Which leg is split, and all that will be asked of it later."""
-        _refuse_split_off(volume)
+        lvmchecks.refuse_split_off(volume)
         state = self._status(volume)
-        image = _leg_of(volume, state, self._legs[volume.name])
+        image = lvmchecks.leg_of(volume, state, self._legs[volume.name])
         if not self._ready(state):
             raise MirrorNotReady(
-                f"{_why_not_level(volume, state)}: it is not split",
+                f"{lvmchecks.why_not_level(volume, state)}: it is not split",
                 hint="Run `splitmirror resync`, which waits and says what is wrong.",
             )
         if image.kind != "linear":
@@ -357,7 +355,7 @@ class LvmMirror:
 
     def rejoin(self, split_id: str) -> None:
         record = self._file.read()
-        if split_id == FOREIGN:
+        if split_id == lvmchecks.FOREIGN:
             self._give_back(lambda image: image.tracked)
             return
         if record is None or record.split_id != split_id:
@@ -375,7 +373,7 @@ class LvmMirror:
         for volume in found:
             for image in legs[volume.name]:
                 if image.missing:
-                    raise _disk_missing(volume, image)
+                    raise lvmchecks.disk_missing(volume, image)
                 self._check_unused(image.name, image.path)
         for volume in found:
             self._dm.clear(volume.devno)  # a split that was prepared and not made
@@ -412,7 +410,7 @@ class LvmMirror:
     def _look(self, volume: RaidVolume) -> Iterator[Finding]:
         what = f"mirror {volume.name}: raid1 of {len(volume.images)} legs"
         try:
-            _refuse_split_off(volume)
+            lvmchecks.refuse_split_off(volume)
             self._refuse_missing(volume)
             state = self._status(volume)
         except SplitmirrorError as error:
@@ -420,7 +418,7 @@ class LvmMirror:
             return
         if not self._ready(state):  # what the synchronization is there for
             problem = MirrorNotReady(
-                _why_not_level(volume, state),
+                lvmchecks.why_not_level(volume, state),
                 hint="A backup puts back what it can and waits until it is level; `splitmirror "
                 "resync` does so now.",
             )
@@ -430,7 +428,7 @@ class LvmMirror:
             f"{what} ({state.health}), split by {self._settings.way}",
             partial(self._choose, volume),
         )
-        yield _redundancy(volume, state)
+        yield lvmchecks.redundancy(volume, state)
 
     def _place(self, filesystem: Filesystem) -> None:
         """The filesystem lies on one of our volumes, and LVM on nothing that it would freeze."""
@@ -447,82 +445,9 @@ class LvmMirror:
                 )
 
 
-def _redundancy(volume: RaidVolume, state: ArrayStatus) -> Finding:
-    """What is left of it while a leg is split."""
-    stay = state.health.count(dmraid.IN_SYNC) - 1
-    what = f"redundancy of {volume.name} while it is split"
-    if stay > 1:
-        return Finding(what=f"{what}: {stay} legs stay in the mirror")
-    problem = MirrorError(
-        f"{volume.name} has no redundancy while its leg is split",
-        hint=f"A third leg keeps it: lvconvert -m2 {volume.name} PV",
-    )
-    return Finding(what=what, problem=problem, warning=True)
-
-
 def _finding(what: str, check: Callable[[], object]) -> Finding:
     try:
         check()
     except SplitmirrorError as error:
         return Finding(what=what, problem=error)
     return Finding(what=what)
-
-
-def _leg_of(volume: RaidVolume, state: ArrayStatus, wanted: int | None) -> Image:
-    """The image that is split: the one that is wanted, or the last one that is in sync."""
-    good = [image for image in volume.images if state.health[image.position] == dmraid.IN_SYNC]
-    chosen = [image for image in good if wanted is None or image.position == wanted]
-    if len(good) < 2 or not chosen:
-        which = f"leg {wanted}" if wanted is not None else "a leg"
-        raise MirrorNotReady(
-            f"{volume.name} has no {which} to split: its legs are {state.health}",
-            hint="`lvs -a -o+devices` shows them; `splitmirror resync` puts back what it can.",
-        )
-    return chosen[-1]
-
-
-# --- what to say
-
-
-def _why_not_level(volume: RaidVolume, state: ArrayStatus) -> str:
-    share = f", {state.action} {100 * state.done // max(1, state.total)} %"
-    return f"{volume.name} is not level: legs {state.health}" + share
-
-
-def _is_split(split_id: str) -> MirrorError:
-    return MirrorError(
-        f"the mirror is split as {split_id}",
-        hint="Let its backup end, or give the leg back with `splitmirror resync`.",
-        split_id=split_id,
-    )
-
-
-def _refuse_split_off(volume: RaidVolume) -> None:
-    for image in volume.images:
-        if image.tracked:
-            raise MirrorError(
-                f"{image.name} is split from {volume.name}, not by splitmirror",
-                hint="If nobody needs it any more, `splitmirror resync` or "
-                f"`lvconvert --merge {image.name}` gives it back.",
-                split_id=FOREIGN,
-            )
-
-
-def _disk_missing(volume: RaidVolume, image: Image) -> MirrorNotReady:
-    group = volume.name.partition("/")[0]
-    return MirrorNotReady(
-        f"{volume.name} is degraded: the disk below {image.name} is missing",
-        hint=f"If it comes back: vgextend --restoremissing {group} PV, then `splitmirror resync`. "
-        f"If not: lvconvert --repair {volume.name}. To back up all the same from a mirror of three "
-        "legs: allow_degraded = true.",
-    )
-
-
-def _stalled(found: Sequence[RaidVolume], states: Sequence[ArrayStatus]) -> MirrorError:
-    pairs = zip(found, states, strict=True)
-    told = [_why_not_level(volume, state) for volume, state in pairs if not state.level]
-    return MirrorError(
-        f"the resynchronization does not go on: {'; '.join(told)}",
-        hint="Look at dmesg and `lvs -a -o+raid_sync_action`; `lvchange --syncaction repair` or "
-        "`lvconvert --repair` may be needed.",
-    )

@@ -32,11 +32,12 @@ from splitmirror.errors import LegError, MirrorError, MirrorNotReady, UnsafeMirr
 from splitmirror.freeze import Freeze
 from splitmirror.guard import Guard
 from splitmirror.mirrors import Feature, Mirror
-from splitmirror.mirrors.lvm import FOREIGN, LvmMirror
+from splitmirror.mirrors.lvm import LvmMirror
 from splitmirror.progress import silent
 from splitmirror.system import programs
 from splitmirror.system.devicemapper import DeviceMapper
 from splitmirror.system.dmraid import Array
+from splitmirror.system.lvmchecks import FOREIGN
 
 DATA = Lv(group="va", name="data", mib=48, disks=("a", "b"))
 WAL = Lv(group="vb", name="wal", mib=32, disks=("c", "d"))
