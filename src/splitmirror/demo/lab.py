@@ -10,7 +10,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from splitmirror.demo.below import Below, Embedded, patiently
@@ -59,7 +59,7 @@ class Lab:
 
     base: Path
     disks: tuple[Disk, ...]
-    below: Below
+    below: Below = field(default_factory=Embedded)
 
     def mountpoint(self, disk: str) -> Path:
         return self.base / "mnt" / disk

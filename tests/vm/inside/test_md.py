@@ -130,6 +130,7 @@ def test_without_a_bitmap_it_says_what_to_type(tmp_path: Path) -> None:
         problem = refused_everywhere(mirror_of(tmp_path, device), UnsafeMirror)
         command = re.search(r"mdadm --grow --bitmap=internal \S+", problem.hint)
         assert command
+        wait_until_level(device)  # md takes no bitmap while it copies
         run(*command.group().split())
         level_mirror(tmp_path, device).split("s")
         mirror_of(tmp_path, device).rejoin("s")
