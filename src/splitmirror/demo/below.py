@@ -183,8 +183,16 @@ def _loops(lab: Lab, disk: Disk, undo: ExitStack) -> list[str]:
 def _loop(image: Path, size: int, undo: ExitStack) -> str:
     device = loop.attach(_truncated(image, size), read_only=False)
     os.close(device.fd)  # so that it goes with its last user
-    undo.callback(loop.detach, device.path)
+    undo.callback(_see_it_gone, device.path, str(image))
     return device.path
+
+
+def _see_it_gone(device: str, image: str) -> None:
+    """Detach it. It goes with its last user, and udev looks at a disk that LVM or md has left."""
+    loop.detach(device)
+    until_s = time.monotonic() + _PATIENCE_S
+    while loop.backing(device) == image and time.monotonic() < until_s:
+        time.sleep(_POLL_S)
 
 
 def _truncated(path: Path, size: int) -> Path:
