@@ -19,7 +19,7 @@ pytestmark = pytest.mark.timeout(600)
 test_init_and_doctor = whole.test_init_proposes_what_is_there_and_doctor_finds_it_well
 test_it_comes_back = whole.test_a_backup_comes_back_with_every_acknowledged_transaction
 test_only_changes_are_copied = whole.test_only_what_changed_is_copied_to_the_mirror_again
-test_a_killed_one_is_put_right = whole.test_a_backup_killed_in_a_phase_is_put_right
+# Killed backups on md are those of test_md_backup.py.
 
 DISKS = (
     Disk(name="data", fstype="ext4", size=320 * MIB),

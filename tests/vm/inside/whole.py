@@ -43,7 +43,7 @@ from splitmirror.verify import verify
 WORK = Path("/work")  # where the host's test file has the guest mount a disk of its own
 MIB = 1 << 20
 FILL = 8 * MIB
-FLOORS = 5
+FLOORS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
