@@ -10,12 +10,13 @@ LIMITS = {
 The machine was busy or its disk is shared: the medians of this run are worth no more than this row
 says.""",
     "large-to-null-against-dd": """
-Every byte is read once, hashed once and handed on once. Where the main thread waits for a lock most
-of the time, the disk or the hash is the limit; where it does not, the interpreter is.""",
+The main thread waits for the reader most of the time, and the reader for the disk. What dd has not
+is a beginning and an end: the leg is mounted, the reader forked, its first window awaited, and at
+the end the set's catalogue is written and synced: a fixed time, which a set of some seconds feels.""",
     "mixed-to-null-against-dd": """
 What a small file costs is not its bytes but its header, its line in the manifest and its hash, each
-a call from Python; dd knows no files. The CPU time a file is the limit, and a second processor does
-not help with it, for one thread emits the files in order.""",
+a call from Python; dd knows no files. The reader's process and the one that packs share that time
+about evenly, so two processors are busy with the small files while the disk waits for them.""",
     "mixed-to-null-against-tar": """
 The CPU time a file, as against dd. tar's own is less, for it is written in C; but it waits for each
 file's blocks where we read ahead in physical order.""",
