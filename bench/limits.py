@@ -12,7 +12,7 @@ says.""",
     "large-to-null-against-dd": """
 The main thread waits for the reader most of the time, and the reader for the disk. What dd has not
 is a beginning and an end: the leg is mounted, the reader forked, its first window awaited, and at
-the end the set's catalogue is written and synced: a fixed time, which a set of some seconds feels.""",
+the end the set's catalogue is written and synced: a fixed time, which a small set feels.""",
     "mixed-to-null-against-dd": """
 What a small file costs is not its bytes but its header, its line in the manifest and its hash, each
 a call from Python; dd knows no files. The reader's process and the one that packs share that time
