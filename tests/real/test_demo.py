@@ -82,7 +82,7 @@ def test_a_set_that_is_older_than_the_ledger_is_seen_to_have_lost_transactions(
         return made
 
     monkeypatch.setattr(demo, "backup", with_commits_behind_it)
-    monkeypatch.setattr(demo, "_consistent_s", lambda *_: time.monotonic())
+    monkeypatch.setattr(demo, "consistent_s", lambda *_: time.monotonic())
     shown = run_demo(Options(database="sqlite", size=8 << 20, directory=place), lambda line: None)
     assert shown.ledger.lost > 0
     assert not shown.ok

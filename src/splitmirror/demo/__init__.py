@@ -141,7 +141,7 @@ def _pause_floor(loaded: Config, watch: Watch) -> float:
     """Seconds of a bare freeze, split and thaw of what a backup freezes, under load; a median."""
     measured = []
     with closing(loaded.open_mirror()) as mirror:
-        mountpoints = _frozen(loaded, mirror)
+        mountpoints = frozen(loaded, mirror)
         for number in range(FLOORS):
             mirror.synchronize(watch("level"))
             split_id = f"floor-{number}"
@@ -151,7 +151,7 @@ def _pause_floor(loaded: Config, watch: Watch) -> float:
     return statistics.median(measured)
 
 
-def _frozen(loaded: Config, mirror: Mirror) -> list[str]:
+def frozen(loaded: Config, mirror: Mirror) -> list[str]:
     """The mountpoints that a backup freezes; in hot mode the WAL's is not among them."""
     database = loaded.open_database()
     stop_at_first(database.preflight(loaded.backup.mode))
@@ -179,8 +179,7 @@ def _look_back(
     lab: Lab, loaded: Config, backup_set: BackupSet, config_text: str, floor_s: float, watch: Watch
 ) -> Shown:
     """Restore, start and check what was written, and hold it against the ledger."""
-    consistent_s = _consistent_s(loaded, backup_set.set_id)
-    noted = acknowledged(lab.ledger, consistent_s)
+    noted = acknowledged(lab.ledger, consistent_s(loaded, backup_set.set_id))
     with Catalog.open(loaded.catalog_path) as catalog:
         verified = verify(loaded.open_medium(), backup_set.set_id, progress=watch("verify"))
         verified.require_sound()
@@ -206,7 +205,7 @@ def _look_back(
     )
 
 
-def _consistent_s(loaded: Config, set_id: str) -> float:
+def consistent_s(loaded: Config, set_id: str) -> float:
     """The monotonic time before which every acknowledged transaction must be in the set."""
     for record in journal.read(loaded.state / "runs" / set_id):
         if record.kind == "released":

@@ -11,10 +11,11 @@ module of the other seams it may have `PROGRAMS`: what it runs of the system's, 
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from splitmirror.errors import LegError, MirrorError, SplitmirrorError
 from splitmirror.model import Filesystem, Finding, Leg, Volume
 from splitmirror.progress import Progress
 from splitmirror.system.blockdev import Layer
@@ -160,3 +161,33 @@ class Proving(Protocol):
         nothing; writers go on, and a write in progress is no difference. A second call is harmless.
         Raises MirrorError while a leg is split."""
         ...
+
+
+# --- what every engine says alike
+
+
+def looked(what: str, check: Callable[[], object]) -> Finding:
+    """What a check came to: well, or the error that it raised."""
+    try:
+        check()
+    except SplitmirrorError as error:
+        return Finding(what=what, problem=error)
+    return Finding(what=what)
+
+
+def is_split(split_id: str) -> MirrorError:
+    """The refusal of what cannot be done while that split is parted."""
+    return MirrorError(
+        f"the mirror is split as {split_id}",
+        hint="Let its backup end, or give the leg back with `splitmirror resync`.",
+        split_id=split_id,
+    )
+
+
+def no_such_split(split_id: str) -> LegError:
+    """For the leg of a split that is not, or not any more."""
+    return LegError(
+        f"the mirror has no split {split_id}",
+        hint="The leg was given back, or its mirror started anew meanwhile: back up again.",
+        split_id=split_id,
+    )

@@ -24,6 +24,7 @@ from splitmirror.mirrors import (
     Preparing,
     Proving,
     Suspending,
+    is_split,
 )
 from splitmirror.model import Filesystem, Finding, Leg, Run, Volume
 from splitmirror.progress import Progress
@@ -111,7 +112,7 @@ class GroupMirror:
 
     def synchronize(self, progress: Progress) -> None:
         if (parted := self.state().split_id) is not None:
-            raise _is_split(parted)
+            raise is_split(parted)
         onward = _Onward(progress)
         for member in self._members:
             member.synchronize(onward)
@@ -140,7 +141,7 @@ class GroupMirror:
     def prepare_split(self, split_id: str) -> None:
         """See Preparing."""
         if (parted := self.state().split_id) not in (None, split_id):
-            raise _is_split(str(parted))
+            raise is_split(str(parted))
         for member in self._able(Feature.PREPARES):
             cast(Preparing, member).prepare_split(split_id)
 
@@ -200,10 +201,3 @@ class _Onward:
     def next(self) -> None:
         """The next member begins; the one before has done all that it told of."""
         self._before = (self._last[1], self._last[1])
-
-
-def _is_split(split_id: str) -> MirrorError:
-    return MirrorError(
-        f"the mirror is split as {split_id}",
-        hint="Give that leg back first: `splitmirror recover`, or `splitmirror resync`.",
-    )

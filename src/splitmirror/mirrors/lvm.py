@@ -26,14 +26,21 @@ import msgspec
 from splitmirror.errors import (
     Busy,
     ConfigError,
-    LegError,
     MirrorNotReady,
     NotOnMirror,
     SplitmirrorError,
     UnsafeMirror,
     WouldFreeze,
 )
-from splitmirror.mirrors import Feature, MirrorState, Place, Recognized
+from splitmirror.mirrors import (
+    Feature,
+    MirrorState,
+    Place,
+    Recognized,
+    is_split,
+    looked,
+    no_such_split,
+)
 from splitmirror.model import Filesystem, Finding, Leg, Run, Volume
 from splitmirror.progress import Progress, silent
 from splitmirror.system import blockdev, dmraid, lvm, lvmchecks, parting
@@ -208,7 +215,7 @@ class LvmMirror:
     def synchronize(self, progress: Progress) -> None:
         record = self._file.read()
         if record is not None and parting.parted(self._dm, record):
-            raise lvmchecks.is_split(record.split_id)
+            raise is_split(record.split_id)
         found = self._find()
         for volume in found:
             lvmchecks.refuse_split_off(volume)
@@ -301,7 +308,7 @@ class LvmMirror:
         if record is not None and (parted := parting.parted(self._dm, record)):
             if record.split_id == split_id and len(parted) == len(record.volumes):
                 return None
-            raise lvmchecks.is_split(record.split_id)
+            raise is_split(record.split_id)
         volumes = tuple(self._choose(volume) for volume in self._find())
         record = PartedRecord(
             split_id=split_id, way=self._settings.way, boot=boot_id(), volumes=volumes
@@ -344,7 +351,7 @@ class LvmMirror:
     def leg(self, split_id: str, deadline_s: float) -> Leg:
         record = self._file.read()
         if record is None or record.split_id != split_id:
-            raise LegError(f"the mirror has no split {split_id}", hint="Run the backup again.")
+            raise no_such_split(split_id)
         seen = tuple(parting.seen(self._dm, volume, record) for volume in record.volumes)
         if seen != record.volumes:
             self._file.save(replace(record, volumes=seen))
@@ -403,7 +410,7 @@ class LvmMirror:
         findings = [finding for volume in found for finding in self._look(volume)]
         for filesystem in filesystems:
             findings.append(
-                _finding(f"place of {filesystem.mountpoint}", partial(self._place, filesystem))
+                looked(f"place of {filesystem.mountpoint}", partial(self._place, filesystem))
             )
         return findings
 
@@ -424,7 +431,7 @@ class LvmMirror:
             )
             yield Finding(what=what, problem=problem, warning=True)
             return
-        yield _finding(
+        yield looked(
             f"{what} ({state.health}), split by {self._settings.way}",
             partial(self._choose, volume),
         )
@@ -443,11 +450,3 @@ class LvmMirror:
                     f"{place} lies on {filesystem.mountpoint}, which will be frozen",
                     hint="LVM would hang there. Keep the database on a filesystem of its own.",
                 )
-
-
-def _finding(what: str, check: Callable[[], object]) -> Finding:
-    try:
-        check()
-    except SplitmirrorError as error:
-        return Finding(what=what, problem=error)
-    return Finding(what=what)

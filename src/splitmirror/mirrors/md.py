@@ -29,7 +29,7 @@ from splitmirror.errors import (
     NotOnMirror,
     SplitmirrorError,
 )
-from splitmirror.mirrors import Feature, MirrorState, Place, Recognized
+from splitmirror.mirrors import Feature, MirrorState, Place, Recognized, is_split, no_such_split
 from splitmirror.model import Filesystem, Finding, Leg, Run, Volume
 from splitmirror.progress import Progress
 from splitmirror.system import blockdev, dmlinear, md, mdchecks, mdlegs, mdproof, mdsuper
@@ -196,7 +196,7 @@ class MdMirror:
     ) -> None:
         """Raise MirrorError unless the mirror is split so already, all of it."""
         if record.split is None or parted != split_id:
-            raise _is_split(parted)
+            raise is_split(parted)
         if len(self._out(record.split, arrays)) < len(record.split.legs):
             raise MirrorError(
                 f"split {split_id} was made of some of the arrays only", hint="Rejoin it first."
@@ -212,7 +212,7 @@ class MdMirror:
             for array in arrays.values():
                 mdchecks.check_kind(array)
             if parted := self._parted(record, arrays.values()):
-                raise _is_split(parted)
+                raise is_split(parted)
             if record.split:  # it was prepared, and never made
                 record = dataclasses.replace(record, split=None)
                 self._file.save(record)
@@ -322,7 +322,7 @@ class MdMirror:
     def leg(self, split_id: str, deadline_s: float) -> Leg:
         split = self._known().split
         if split is None or split.split_id != split_id:
-            raise _no_such_split(split_id)
+            raise no_such_split(split_id)
         with self._file.locked():
             paths = {leg.array: mdlegs.taken_out(leg, split_id) for leg in split.legs}
             mdlegs.check_untouched(split, paths, self._file.marks)
@@ -381,7 +381,7 @@ class MdMirror:
             record = self._known()
             arrays = self._arrays(record)
             if parted := self._parted(record, arrays.values()):
-                raise _is_split(parted)
+                raise is_split(parted)
             if why := self._why_not_level(record, arrays.values()):
                 raise MirrorNotReady(why, hint="Run `splitmirror resync` first.")
             total = sum(array.size for array in arrays.values())
@@ -400,7 +400,7 @@ class MdMirror:
             record = self._known()
             arrays = self._arrays(record)
             if parted := self._parted(record, arrays.values()):
-                return [Finding(what="mirror", problem=_is_split(parted))]
+                return [Finding(what="mirror", problem=is_split(parted))]
             for wanted, array in zip(self._settings.arrays, arrays.values(), strict=True):
                 leg = _chosen(wanted, array) if array.in_sync else None
                 allow = self._settings.allow_degraded
@@ -479,19 +479,3 @@ def _dirty(array: Array) -> int:
 
 
 # --- splits
-
-
-def _is_split(parted: str) -> MirrorError:
-    return MirrorError(
-        f"the mirror is split as {parted}",
-        hint="Let its backup end, or give the leg back with `splitmirror resync`.",
-        split_id=parted,
-    )
-
-
-def _no_such_split(split_id: str) -> LegError:
-    return LegError(
-        f"the mirror has no split {split_id}",
-        hint="The leg was given back: back up again.",
-        split_id=split_id,
-    )

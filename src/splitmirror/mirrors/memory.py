@@ -15,8 +15,8 @@ from pathlib import Path
 
 import msgspec
 
-from splitmirror.errors import ConfigError, LegError, MirrorError, MirrorNotReady
-from splitmirror.mirrors import Feature, MirrorState
+from splitmirror.errors import ConfigError, MirrorError, MirrorNotReady
+from splitmirror.mirrors import Feature, MirrorState, is_split, no_such_split
 from splitmirror.model import Filesystem, Finding, Leg, Run, Volume
 from splitmirror.progress import Progress, silent
 from splitmirror.units import parse_size
@@ -123,7 +123,7 @@ class MemoryMirror:
     def synchronize(self, progress: Progress) -> None:
         split_id = self._known().split_id
         if split_id is not None:
-            raise MirrorError(f"the mirror is split as {split_id}", hint="Rejoin it first.")
+            raise is_split(split_id)
         self._copy(progress)
         self._save(_Known(level=True))
 
@@ -132,7 +132,7 @@ class MemoryMirror:
         if known.split_id == split_id:
             return
         if known.split_id is not None:
-            raise MirrorError(f"the mirror is split as {known.split_id}", hint="Rejoin it first.")
+            raise is_split(known.split_id)
         if not known.level:
             raise MirrorNotReady("the mirror was never synchronized", hint="Synchronize it first.")
         self._copy(silent)
@@ -140,7 +140,7 @@ class MemoryMirror:
 
     def leg(self, split_id: str, deadline_s: float) -> Leg:
         if self._known().split_id != split_id:
-            raise LegError(f"the mirror has no split {split_id}", hint="Back up again.")
+            raise no_such_split(split_id)
         runs = {volume.name: tuple(self._runs(volume)) for volume in self.volumes()}
         return Leg(split_id=split_id, volumes=runs)
 
@@ -152,7 +152,7 @@ class MemoryMirror:
     def prove(self, progress: Progress) -> int:
         split_id = self._known().split_id
         if split_id is not None:
-            raise MirrorError(f"the mirror is split as {split_id}", hint="Rejoin it first.")
+            raise is_split(split_id)
         return sum(self._differing(volume) for volume in self.volumes())
 
     def close(self) -> None:

@@ -16,7 +16,7 @@ import contextlib
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -37,7 +37,7 @@ from splitmirror.errors import (
     UnsafeMirror,
     WouldFreeze,
 )
-from splitmirror.mirrors import Feature, MirrorState
+from splitmirror.mirrors import Feature, MirrorState, is_split, looked, no_such_split
 from splitmirror.model import Filesystem, Finding, Leg, Run, Volume
 from splitmirror.progress import Progress, silent
 from splitmirror.system import blockjobs, images, levelling, selfprobe
@@ -248,7 +248,7 @@ class QsdMirror:
         with self._file.locked():
             record, monitor = self._stack.talk()
             if parted := _parted(record, monitor):
-                raise _is_split(parted)
+                raise is_split(parted)
             levelling.level(self._stack, record, monitor, self._settings.pace, progress)
 
     # --- split
@@ -276,7 +276,7 @@ class QsdMirror:
         if parted == split_id:
             return None
         if parted is not None:
-            raise _is_split(parted)
+            raise is_split(parted)
         if not record.established:
             raise not_ready("the mirror was never synchronized since it was attached")
         self._stack.open_legs(record, monitor)
@@ -287,7 +287,7 @@ class QsdMirror:
     def leg(self, split_id: str, deadline_s: float) -> Leg:
         record = self._file.read()
         if record is None:
-            raise _no_such_split(split_id)
+            raise no_such_split(split_id)
         with self._file.locked():
             record = self._file.read()
             if record is None or record.split is None or record.split.split_id != split_id:
@@ -306,7 +306,7 @@ class QsdMirror:
         """Wait for the split's copies, part the leg for good, and record how they ended."""
         record, monitor = self._stack.talk()
         if _parted(record, monitor) != split_id:
-            raise _no_such_split(split_id)
+            raise no_such_split(split_id)
         ids = [_split_job(disk, split_id) for disk in self._disks]
         ended = blockjobs.wait_concluded(monitor, ids, deadline_s=deadline_s)
         self._stack.close_legs(monitor)
@@ -349,24 +349,22 @@ class QsdMirror:
     # --- what would make a split unsafe
 
     def preflight(self, filesystems: Sequence[Filesystem]) -> list[Finding]:
-        findings = [_finding("daemon of the mirror", self._check_ready)]
+        findings = [looked("daemon of the mirror", self._check_ready)]
         for disk in self._disks:
-            findings.append(
-                _finding(f"room of the mirror {disk.mirror}", partial(_check_leg, disk))
-            )
+            findings.append(looked(f"room of the mirror {disk.mirror}", partial(_check_leg, disk)))
             findings.append(_primary_room(disk))
         for filesystem in filesystems:
             where = filesystem.mountpoint
-            findings.append(_finding(f"disk below {where}", partial(self._check_place, filesystem)))
+            findings.append(looked(f"disk below {where}", partial(self._check_place, filesystem)))
             findings.append(
-                _finding(f"mount options of {where}", partial(_check_options, filesystem))
+                looked(f"mount options of {where}", partial(_check_options, filesystem))
             )
         return findings
 
     def _check_ready(self) -> None:
         record, monitor = self._stack.talk()
         if parted := _parted(record, monitor):
-            raise _is_split(parted)
+            raise is_split(parted)
 
     def _check_place(self, filesystem: Filesystem) -> None:
         """The filesystem lies on one of our disks, and we on nothing that it would freeze."""
@@ -382,14 +380,6 @@ class QsdMirror:
                     f"{path} lies on {filesystem.mountpoint}, which will be frozen",
                     hint="Move it to another filesystem.",
                 )
-
-
-def _finding(what: str, check: Callable[[], None]) -> Finding:
-    try:
-        check()
-    except SplitmirrorError as error:
-        return Finding(what=what, problem=error)
-    return Finding(what=what)
 
 
 def _check_leg(disk: StackDisk) -> None:
@@ -488,19 +478,3 @@ def _is_split_job(job_id: str) -> bool:
 def _split_copy(disk: StackDisk, split_id: str, bitmap: str) -> Copy:
     job_id = _split_job(disk, split_id)
     return Copy(job_id=job_id, node=disk.name, target=disk.leg_node, bitmap=bitmap)
-
-
-def _is_split(parted: str) -> MirrorError:
-    return MirrorError(
-        f"the mirror is split as {parted}",
-        hint="Let its backup end, or give the leg back with `splitmirror resync`.",
-        split_id=parted,
-    )
-
-
-def _no_such_split(split_id: str) -> LegError:
-    return LegError(
-        f"the mirror has no split {split_id}",
-        hint="Its daemon died or the leg was given back: back up again.",
-        split_id=split_id,
-    )

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -33,7 +33,7 @@ from splitmirror.errors import (
     UnsafeMirror,
     WouldFreeze,
 )
-from splitmirror.mirrors import Feature, MirrorState, Place, Recognized
+from splitmirror.mirrors import Feature, MirrorState, Place, Recognized, is_split, looked
 from splitmirror.model import Filesystem, Finding, Leg, Run, Volume
 from splitmirror.progress import Progress
 from splitmirror.system import fiemap, images, loopimages, reflink
@@ -195,7 +195,7 @@ class ReflinkMirror:
         """There is no second copy to bring level: what a loop device left in the page cache of its
         image is written back, so that the split need not."""
         if parted := self._parted():
-            raise _is_split(parted)
+            raise is_split(parted)
         volumes = self.volumes()
         done, total = 0, sum(volume.size for volume in volumes)
         for volume in volumes:
@@ -237,7 +237,7 @@ class ReflinkMirror:
         if parted := self._parted():
             if parted == split_id and self._whole(split_id):
                 return None
-            raise _is_split(parted)
+            raise is_split(parted)
         self.volumes()  # there is a loop device over each image, and no other
         with ExitStack() as undo:
             clones = tuple(
@@ -282,22 +282,22 @@ class ReflinkMirror:
     def preflight(self, filesystems: Sequence[Filesystem]) -> list[Finding]:
         findings = [
             Finding(what="reflink: a snapshot on the same disk, no protection against its loss"),
-            _finding("split", self._check_not_split),
+            looked("split", self._check_not_split),
         ]
         for disk in self._settings.disks:
             place, where = self._places[disk.name], disk.image
-            findings.append(_finding(f"loop device over {where}", partial(_volume, disk)))
-            findings.append(_finding(f"reflink of {where}", partial(_check_host, place)))
+            findings.append(looked(f"loop device over {where}", partial(_volume, disk)))
+            findings.append(looked(f"reflink of {where}", partial(_check_host, place)))
             findings.append(_split_time(place, self._settings.longest_split_s))
         findings += self._rooms()
         for filesystem in filesystems:
             check = partial(self._check_place, filesystem)
-            findings.append(_finding(f"disk below {filesystem.mountpoint}", check))
+            findings.append(looked(f"disk below {filesystem.mountpoint}", check))
         return findings
 
     def _check_not_split(self) -> None:
         if parted := self._parted():
-            raise _is_split(parted)
+            raise is_split(parted)
 
     def _rooms(self) -> Iterable[Finding]:
         """A finding for each filesystem with legs on it."""
@@ -324,14 +324,6 @@ class ReflinkMirror:
 
 
 # --- what preflight looks at
-
-
-def _finding(what: str, check: Callable[[], object]) -> Finding:
-    try:
-        check()
-    except SplitmirrorError as error:
-        return Finding(what=what, problem=error)
-    return Finding(what=what)
 
 
 def _check_host(place: LegPlace) -> None:
@@ -392,14 +384,6 @@ def _room(places: Sequence[LegPlace], least: int) -> Finding:
 
 
 # --- errors
-
-
-def _is_split(parted: str) -> MirrorError:
-    return MirrorError(
-        f"the images are split as {parted}",
-        hint="Let its backup end, or give the leg back with `splitmirror resync`.",
-        split_id=parted,
-    )
 
 
 def _no_such_split(split_id: str, *, in_part: bool) -> LegError:

@@ -46,14 +46,6 @@ def why_not_level(volume: RaidVolume, state: ArrayStatus) -> str:
     return f"{volume.name} is not level: legs {state.health}" + share
 
 
-def is_split(split_id: str) -> MirrorError:
-    return MirrorError(
-        f"the mirror is split as {split_id}",
-        hint="Let its backup end, or give the leg back with `splitmirror resync`.",
-        split_id=split_id,
-    )
-
-
 def refuse_split_off(volume: RaidVolume) -> None:
     for image in volume.images:
         if image.tracked:

@@ -41,9 +41,10 @@ class StateFile(Generic[Record]):
             ) from error
 
     def save(self, record: Record) -> None:
-        """Make the record durable. Raises MirrorError."""
+        """Make the record durable, in a directory that is made if need be. Raises MirrorError."""
         fresh = self._path.with_suffix(".new")
         try:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with fresh.open("wb") as file:
                 file.write(msgspec.json.encode(record))
                 os.fsync(file.fileno())

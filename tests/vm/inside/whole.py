@@ -20,21 +20,20 @@ import psycopg
 import pytest
 from tests.vm.recipe import CLUSTER
 
-from splitmirror import config, journal
-from splitmirror.backup import backup, filesystems_of
+from splitmirror import config
+from splitmirror.backup import backup
 from splitmirror.catalog import Catalog
 from splitmirror.config import Config
+from splitmirror.demo import consistent_s, frozen
 from splitmirror.demo.below import Below
 from splitmirror.demo.lab import Disk, Lab, configuration, lab_at
 from splitmirror.demo.ledger import acknowledged, judge
 from splitmirror.demo.subjects import PostgreSQL, entries, writing
 from splitmirror.doctor import examine
 from splitmirror.drill import drill
-from splitmirror.extents.trees import plan_trees
 from splitmirror.init import propose, write_new
 from splitmirror.journal import Journal
-from splitmirror.mirrors import Mirror
-from splitmirror.model import BackupSet, Mode
+from splitmirror.model import Mode
 from splitmirror.recover import recover
 from splitmirror.run import unfinished
 from splitmirror.system import filesystems
@@ -141,7 +140,9 @@ def test_a_backup_comes_back_with_every_acknowledged_transaction(
         )
     report.require_passed()
     assert report.probed is not None
-    verdict = judge(acknowledged(scene.lab.ledger, consistent_s(loaded, made)), *report.probed)
+    verdict = judge(
+        acknowledged(scene.lab.ledger, consistent_s(loaded, made.set_id)), *report.probed
+    )
     assert verdict.acknowledged_before_split > 10
     assert (verdict.lost, verdict.torn) == (0, 0)
     assert verdict.restored >= verdict.acknowledged_before_split
@@ -175,19 +176,6 @@ def bare_floor(scene: Scene, loaded: Config) -> float:
                 scene.bare_rejoin(scene.lab, disk)
             mirror.synchronize(lambda done, total: None)
     return statistics.median(measured)
-
-
-def frozen(loaded: Config, mirror: Mirror) -> list[str]:
-    database = loaded.open_database()
-    database.preflight(loaded.backup.mode)
-    layout = database.layout()
-    trees = plan_trees(layout.roots, mirror.volumes(), layout.keep)
-    return [filesystem.mountpoint for filesystem in filesystems_of(trees)]
-
-
-def consistent_s(loaded: Config, made: BackupSet) -> float:
-    records = journal.read(loaded.state / "runs" / made.set_id)
-    return float(next(r.facts["consistent_s"] for r in records if r.kind == "released"))
 
 
 def nothing_is_left(scene: Scene, loaded: Config) -> None:
