@@ -121,7 +121,7 @@ def backup(config: Config, watch: Watch = unwatched) -> BackupSet:
                 with run.phase("discover", options.quiesce_deadline_s):
                     found = discover(run, tools, early, changes, options.mode)
                 with run.phase("prepare", options.quiesce_deadline_s):
-                    prepare(config, tools, found)
+                    prepare(config, run, tools, found)
                 with run.phase("split", options.quiesce_deadline_s):  # the guard bounds the freeze
                     hold.split(tools.mirror, run.set_id, thaw=options.check is Check.RELEASED)
                 checked = None
@@ -284,9 +284,15 @@ def standstill(config: Config, run: Run, tools: Tools, trees: tuple[Tree, ...]) 
             deadline_s=config.backup.quiesce_deadline_s,
         ) as hold,
     ):
-        if Feature.PREPARES in tools.mirror.features:
-            cast(Preparing, tools.mirror).prepare_split(run.set_id)
+        if config.backup.mode is Mode.FREEZE:  # hot mode does so later, see `prepare`
+            prepare_split(tools.mirror, run.set_id)
         yield hold
+
+
+def prepare_split(mirror: Mirror, split_id: str) -> None:
+    """What an engine can do for a split before writers wait for it."""
+    if Feature.PREPARES in mirror.features:
+        cast(Preparing, mirror).prepare_split(split_id)
 
 
 def discover(run: Run, tools: Tools, early: Early, changes: Changes, mode: Mode) -> Seen:
@@ -316,8 +322,12 @@ def discover(run: Run, tools: Tools, early: Early, changes: Changes, mode: Mode)
     return Seen(layout=layout, trees=trees, table=table)
 
 
-def prepare(config: Config, tools: Tools, found: Seen) -> None:
-    """Is there room on the medium for what was found? An estimate, on the large side."""
+def prepare(config: Config, run: Run, tools: Tools, found: Seen) -> None:
+    """Is there room on the medium for what was found? An estimate, on the large side.
+
+    In hot mode writers go on, and the split is prepared now: what the quiesce itself wrote, a
+    checkpoint mostly, is on the mirror then, and the split's copies do not hold up the thaw.
+    """
     left = tools.medium.capacity.left
     needed = found.table.stored_bytes + len(found.table) * MEMBER_TAKES
     needed += needed // config.part_size * config.block_size + 2 * config.block_size
@@ -326,6 +336,8 @@ def prepare(config: Config, tools: Tools, found: Seen) -> None:
             f"the set needs {show_size(needed)}, volume {config.volume} has {show_size(left)} left",
             hint="Take another volume (change `volume` and the medium's path) or a larger one.",
         )
+    if config.backup.mode is Mode.HOT:
+        prepare_split(tools.mirror, run.set_id)
 
 
 def check_quiesced(

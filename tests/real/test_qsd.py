@@ -77,6 +77,17 @@ def test_little_that_is_dirty_is_left_to_the_split(tmp_path: Path) -> None:
         assert contents(mirror.leg("s", 10)) == expected
 
 
+def test_preparing_a_split_leaves_little_to_copy_behind_it(tmp_path: Path) -> None:
+    with attached(settings_in(tmp_path, level_below="1MiB")) as mirror:
+        mirror.synchronize(silent)
+        scribble(mirror.volumes()[0], 0, 6 * MIB)  # a checkpoint, say
+        mirror.prepare_split("s")
+        assert mirror.state().dirty_bytes <= MIB
+        expected = primaries(mirror)
+        mirror.split("s")
+        assert contents(mirror.leg("s", 10)) == expected
+
+
 def test_a_rejoin_copies_only_what_changed_while_split(mirror: QsdMirror) -> None:
     mirror.split("s")
     mirror.leg("s", 10)

@@ -254,7 +254,11 @@ class QsdMirror:
     # --- split
 
     def prepare_split(self, split_id: str) -> None:
-        self._prepared = self._prepare(split_id)
+        with self._file.locked():
+            record, monitor = self._stack.talk()
+            if record.established and _parted(record, monitor) is None:
+                levelling.level(self._stack, record, monitor, self._settings.pace, silent)
+            self._prepared = self._prepare(split_id)
 
     def split(self, split_id: str) -> None:
         prepared, self._prepared = self._prepared, None
