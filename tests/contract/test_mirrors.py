@@ -18,7 +18,8 @@ from splitmirror.mirrors.memory import MemoryMirror, MemoryVolume
 from splitmirror.model import Filesystem, Finding, Leg, Run, Volume
 from splitmirror.progress import Progress, silent
 from splitmirror.testing import mirrors as contract
-from splitmirror.testing.mirrors import CHECKS, Check, ContractBroken, MirrorHarness
+from splitmirror.testing.mirror_case import QUICK_S, ContractBroken, MirrorHarness
+from splitmirror.testing.mirrors import CHECKS, Check
 
 VOLUMES = (MemoryVolume(name="data", size="1MiB"), MemoryVolume(name="wal", size="1088KiB"))
 
@@ -147,7 +148,7 @@ class PreflightFindsFault(MemoryMirror):
 
 class PreflightIsSlow(MemoryMirror):
     def preflight(self, filesystems: Sequence[Filesystem]) -> list[Finding]:
-        time.sleep(contract.QUICK_S)
+        time.sleep(QUICK_S)
         return []
 
 
@@ -192,7 +193,7 @@ class AnotherLegEachTime(MemoryMirror):
 class SplitIsSlow(MemoryMirror):
     def split(self, split_id: str) -> None:
         super().split(split_id)
-        time.sleep(contract.QUICK_S)
+        time.sleep(QUICK_S)
 
 
 class SecondSplitMakesANewLeg(MemoryMirror):

@@ -22,7 +22,7 @@ from splitmirror.system import (
     programs,
 )
 from splitmirror.system.nbdstack import Place
-from splitmirror.testing.mirrors import write_through_device
+from splitmirror.testing.mirror_case import write_through_device
 
 MIB = 1 << 20
 SIZE = 16 * MIB

@@ -45,7 +45,7 @@ from splitmirror.system import (
     programs,
 )
 from splitmirror.system.stackrecord import SyncKind
-from splitmirror.testing.mirrors import contents
+from splitmirror.testing.mirror_case import contents
 
 pytestmark = pytest.mark.real
 

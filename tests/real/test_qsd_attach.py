@@ -47,7 +47,7 @@ from splitmirror.system import (
 from splitmirror.system.nbdstack import Place
 from splitmirror.system.qmp import Monitor
 from splitmirror.system.stackrecord import RecordFile, SyncKind
-from splitmirror.testing.mirrors import contents
+from splitmirror.testing.mirror_case import contents
 
 pytestmark = pytest.mark.real
 

@@ -17,52 +17,30 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import struct
-import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
 from splitmirror.errors import MirrorError, MirrorNotReady
 from splitmirror.mirrors import Attachable, Feature, Mirror, Preparing, Proving, Suspending
-from splitmirror.model import Leg, Volume
+from splitmirror.model import Volume
 from splitmirror.progress import silent
+from splitmirror.testing.mirror_case import (
+    LEG_DEADLINE_S,
+    Case,
+    MirrorHarness,
+    PairWriter,
+    claim,
+    contents,
+    harmless,
+    number_in,
+    refused,
+    write_through_device,
+)
 
-# Far more than any engine needs for the little that the checks write, far less than a hang.
-LEG_DEADLINE_S = 60.0
-QUICK_S = 1.0
-_CHUNK = 128 << 10
 _ROUNDS = 3  # of the race between a writer and the split of a group
 _HEAD_START = 20  # pairs that the writer has written before the split
-
-
-class ContractBroken(AssertionError):
-    """The engine does not do what the seam promises; says what."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MirrorHarness:
-    """An engine under test. `open` gives a new handle on the same mirror each time, as another
-    process would have it. `write` puts bytes on the primary as a filesystem would, durably.
-    `quick_s`: what counts as quick; an emulated machine needs more."""
-
-    open: Callable[[], Mirror]
-    write: Callable[[Volume, int, bytes], None] = field(
-        default_factory=lambda: write_through_device
-    )
-    quick_s: float = QUICK_S
-
-
-def write_through_device(volume: Volume, offset: int, data: bytes) -> None:
-    """Write to the volume's block device (or file) and flush it."""
-    fd = os.open(volume.device, os.O_WRONLY | os.O_CLOEXEC)
-    try:
-        os.pwrite(fd, data, offset)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 Check = Callable[["Case"], None]
@@ -95,91 +73,19 @@ def _tidy(mirror: Mirror) -> None:
     mirror.close()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
-    """One check's mirror, and what the checks do with it."""
-
-    mirror: Mirror
-    harness: MirrorHarness
-
-    def scribble(self) -> None:
-        """Write something new at the beginning, the middle and the end of every volume."""
-        for volume in self.mirror.volumes():
-            middle = volume.size // 2 // 4096 * 4096
-            for offset in (0, middle, volume.size - _CHUNK):
-                self.harness.write(volume, offset, os.urandom(_CHUNK))
-
-    def primary(self) -> dict[str, bytes]:
-        """What the volumes hold now."""
-        return {volume.name: _read(volume.device, 0, volume.size) for volume in self.volumes()}
-
-    def volumes(self) -> tuple[Volume, ...]:
-        return self.mirror.volumes()
-
-    def split(self) -> str:
-        """Split under a new id."""
-        split_id = f"check-{secrets.token_hex(4)}"
-        self.mirror.split(split_id)
-        return split_id
-
-    def leg(self, split_id: str) -> dict[str, bytes]:
-        """What the leg holds."""
-        return contents(self.mirror.leg(split_id, LEG_DEADLINE_S))
-
-
-def contents(leg: Leg) -> dict[str, bytes]:
-    """The bytes of each volume of a leg, its runs put together, read afresh."""
-    return {
-        name: b"".join(_read(run.path, run.offset, run.length) for run in runs)
-        for name, runs in leg.volumes.items()
-    }
-
-
-def _read(path: str, offset: int, length: int) -> bytes:
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.pread(fd, length, offset)
-    finally:
-        os.close(fd)
-
-
-def _claim(holds: bool, otherwise: str) -> None:
-    if not holds:
-        raise ContractBroken(otherwise)
-
-
-@contextlib.contextmanager
-def _refused(what: str, error: type[MirrorError] = MirrorError) -> Iterator[None]:
-    """The block raises that error, and its hint says what to do."""
-    try:
-        yield
-    except error as refusal:
-        _claim(bool(refusal.hint), f"{what} is refused without a hint")
-    else:
-        raise ContractBroken(f"{what} is not refused")
-
-
-@contextlib.contextmanager
-def _harmless(what: str) -> Iterator[None]:
-    try:
-        yield
-    except MirrorError as error:
-        raise ContractBroken(f"{what} is not harmless: {error}") from error
-
-
 # --- volumes and state
 
 
 @_contract
 def volumes_have_names_of_their_own_and_their_true_size(case: Case) -> None:
     volumes = case.volumes()
-    _claim(bool(volumes), "there is no volume")
-    _claim(len({v.name for v in volumes}) == len(volumes), "two volumes have the same name")
+    claim(bool(volumes), "there is no volume")
+    claim(len({v.name for v in volumes}) == len(volumes), "two volumes have the same name")
     for volume in volumes:
         fd = os.open(volume.device, os.O_RDONLY | os.O_CLOEXEC)
         size = os.lseek(fd, 0, os.SEEK_END)
         os.close(fd)
-        _claim(size == volume.size, f"{volume.name} says {volume.size} bytes, has {size}")
+        claim(size == volume.size, f"{volume.name} says {volume.size} bytes, has {size}")
 
 
 @_contract
@@ -187,11 +93,11 @@ def synchronize_makes_it_level(case: Case) -> None:
     case.scribble()
     case.mirror.synchronize(silent)
     state = case.mirror.state()
-    _claim(state.attached, "an attached mirror says that it is not")
-    _claim(state.level, f"not level after synchronize: {state.why}")
-    _claim(state.split_id is None, "a mirror that was never split says that it is")
+    claim(state.attached, "an attached mirror says that it is not")
+    claim(state.level, f"not level after synchronize: {state.why}")
+    claim(state.split_id is None, "a mirror that was never split says that it is")
     case.mirror.synchronize(silent)
-    _claim(case.mirror.state().level, "not level after a second synchronize")
+    claim(case.mirror.state().level, "not level after a second synchronize")
 
 
 @_contract
@@ -200,19 +106,19 @@ def progress_never_goes_back_and_ends_complete(case: Case) -> None:
     told: list[tuple[int, int]] = []
     case.mirror.synchronize(lambda done, total: told.append((done, total)))
     done = [step[0] for step in told]
-    _claim(done == sorted(done), f"progress goes back: {done}")
-    _claim(all(d <= t for d, t in told if t), f"more than all is done: {told}")
-    _claim(not told or told[-1][0] == told[-1][1], f"progress ends at {told[-1:]}")
+    claim(done == sorted(done), f"progress goes back: {done}")
+    claim(all(d <= t for d, t in told if t), f"more than all is done: {told}")
+    claim(not told or told[-1][0] == told[-1][1], f"progress ends at {told[-1:]}")
 
 
 @_contract
 def state_names_the_split_until_it_is_rejoined(case: Case) -> None:
     split_id = case.split()
-    _claim(case.mirror.state().split_id == split_id, "the state does not name the split")
+    claim(case.mirror.state().split_id == split_id, "the state does not name the split")
     case.leg(split_id)
-    _claim(case.mirror.state().split_id == split_id, "the state forgets the split with its leg")
+    claim(case.mirror.state().split_id == split_id, "the state forgets the split with its leg")
     case.mirror.rejoin(split_id)
-    _claim(case.mirror.state().split_id is None, "the state names a split that was rejoined")
+    claim(case.mirror.state().split_id is None, "the state names a split that was rejoined")
 
 
 @_contract
@@ -223,9 +129,9 @@ def preflight_is_quick_and_changes_nothing(case: Case) -> None:
     findings = case.mirror.preflight([])
     seconds = time.monotonic() - began
     problems = [f.problem for f in findings if f.problem is not None and not f.warning]
-    _claim(not problems, f"preflight finds fault with a healthy mirror: {problems}")
-    _claim(seconds < case.harness.quick_s, f"preflight took {seconds:.2f} s")
-    _claim(case.mirror.state() == before, "preflight changed the mirror")
+    claim(not problems, f"preflight finds fault with a healthy mirror: {problems}")
+    claim(seconds < case.harness.quick_s, f"preflight took {seconds:.2f} s")
+    claim(case.mirror.state() == before, "preflight changed the mirror")
 
 
 # --- split and leg
@@ -237,7 +143,7 @@ def the_leg_is_the_primary_at_the_split(case: Case) -> None:
     expected = case.primary()
     split_id = case.split()
     case.scribble()  # before the copies, if there are any, are done
-    _claim(case.leg(split_id) == expected, "the leg is not the primary as it was at the split")
+    claim(case.leg(split_id) == expected, "the leg is not the primary as it was at the split")
 
 
 @_contract
@@ -248,7 +154,7 @@ def the_leg_holds_still_while_the_primary_goes_on(case: Case) -> None:
     case.mirror.state()
     case.mirror.preflight([])
     case.scribble()
-    _claim(case.leg(split_id) == before, "the leg changes after the split")
+    claim(case.leg(split_id) == before, "the leg changes after the split")
 
 
 @_contract
@@ -256,7 +162,7 @@ def the_legs_runs_cover_every_volume(case: Case) -> None:
     leg = case.mirror.leg(case.split(), LEG_DEADLINE_S)
     lengths = {name: sum(run.length for run in runs) for name, runs in leg.volumes.items()}
     sizes = {volume.name: volume.size for volume in case.volumes()}
-    _claim(lengths == sizes, f"the runs have {lengths} bytes, the volumes {sizes}")
+    claim(lengths == sizes, f"the runs have {lengths} bytes, the volumes {sizes}")
 
 
 @_contract
@@ -264,7 +170,7 @@ def a_second_look_gives_the_same_leg(case: Case) -> None:
     split_id = case.split()
     first = case.mirror.leg(split_id, LEG_DEADLINE_S)
     second = case.mirror.leg(split_id, LEG_DEADLINE_S)
-    _claim(first == second, "asked twice, the leg is another one")
+    claim(first == second, "asked twice, the leg is another one")
 
 
 @_contract
@@ -272,7 +178,7 @@ def a_split_is_quick(case: Case) -> None:
     began = time.monotonic()
     case.split()
     seconds = time.monotonic() - began
-    _claim(
+    claim(
         seconds < case.harness.quick_s, f"the split took {seconds:.2f} s, and writers wait for it"
     )
 
@@ -282,9 +188,9 @@ def the_same_split_again_changes_nothing(case: Case) -> None:
     split_id = case.split()
     before = case.leg(split_id)
     case.scribble()
-    with _harmless("the same split again"):
+    with harmless("the same split again"):
         case.mirror.split(split_id)
-    _claim(case.leg(split_id) == before, "the same split again made another leg")
+    claim(case.leg(split_id) == before, "the same split again made another leg")
 
 
 @_contract
@@ -292,9 +198,9 @@ def another_split_is_refused_while_one_is_parted(case: Case) -> None:
     split_id = case.split()
     before = case.leg(split_id)
     case.scribble()
-    with _refused("another split"):
+    with refused("another split"):
         case.split()
-    _claim(case.leg(split_id) == before, "a refused split changed the leg")
+    claim(case.leg(split_id) == before, "a refused split changed the leg")
 
 
 @_contract
@@ -302,18 +208,18 @@ def synchronize_is_refused_while_a_leg_is_parted(case: Case) -> None:
     split_id = case.split()
     before = case.leg(split_id)
     case.scribble()
-    with _refused("synchronize while split"):
+    with refused("synchronize while split"):
         case.mirror.synchronize(silent)
-    _claim(case.leg(split_id) == before, "a refused synchronize changed the leg")
+    claim(case.leg(split_id) == before, "a refused synchronize changed the leg")
 
 
 @_contract
 def a_leg_that_is_not_parted_is_refused(case: Case) -> None:
-    with _refused("the leg of a split that was never made"):
+    with refused("the leg of a split that was never made"):
         case.mirror.leg("never-made", LEG_DEADLINE_S)
     split_id = case.split()
     case.mirror.rejoin(split_id)
-    with _refused("the leg of a split that was rejoined"):
+    with refused("the leg of a split that was rejoined"):
         case.mirror.leg(split_id, LEG_DEADLINE_S)
 
 
@@ -322,7 +228,7 @@ def an_instant_leg_is_complete_at_once(case: Case) -> None:
     if Feature.INSTANT_LEG not in case.mirror.features:
         return
     split_id = case.split()
-    with _harmless("asking an engine with INSTANT_LEG for its leg at once"):
+    with harmless("asking an engine with INSTANT_LEG for its leg at once"):
         case.mirror.leg(split_id, 0.0)
 
 
@@ -346,24 +252,24 @@ def a_prepared_split_is_of_the_instant_of_the_split(case: Case) -> None:
     expected = case.primary()
     case.mirror.split(split_id)
     case.scribble()
-    _claim(case.leg(split_id) == expected, "the leg is not of the split but of its preparation")
+    claim(case.leg(split_id) == expected, "the leg is not of the split but of its preparation")
 
 
 @_contract
 def preparing_parts_nothing_and_binds_to_nothing(case: Case) -> None:
     if (split_id := _prepare(case)) is None:
         return
-    _claim(case.mirror.state().split_id is None, "preparing a split has split the mirror")
-    with _harmless("to prepare a split twice"):
+    claim(case.mirror.state().split_id is None, "preparing a split has split the mirror")
+    with harmless("to prepare a split twice"):
         cast(Preparing, case.mirror).prepare_split(split_id)
-    with _harmless("to rejoin a split that was only prepared"):
+    with harmless("to rejoin a split that was only prepared"):
         case.mirror.rejoin(split_id)
-    with _harmless("to synchronize after a split was prepared"):
+    with harmless("to synchronize after a split was prepared"):
         case.mirror.synchronize(silent)
     expected = case.primary()
-    with _harmless("another split than the one that was prepared"):
+    with harmless("another split than the one that was prepared"):
         other = case.split()
-    _claim(case.leg(other) == expected, "a split that was prepared spoils another one")
+    claim(case.leg(other) == expected, "a split that was prepared spoils another one")
 
 
 @_contract
@@ -371,7 +277,7 @@ def a_split_is_not_prepared_while_another_is_parted(case: Case) -> None:
     if Feature.PREPARES not in case.mirror.features:
         return
     case.split()
-    with _refused("to prepare a split while another one is parted"):
+    with refused("to prepare a split while another one is parted"):
         _prepare(case)
 
 
@@ -385,7 +291,7 @@ def the_next_leg_has_what_changed_while_split(case: Case) -> None:
     case.scribble()
     case.mirror.rejoin(first)
     expected = case.primary()
-    _claim(case.leg(case.split()) == expected, "changes made while split are lost to the next leg")
+    claim(case.leg(case.split()) == expected, "changes made while split are lost to the next leg")
 
 
 @_contract
@@ -395,30 +301,30 @@ def a_split_that_was_not_waited_for_can_be_rejoined(case: Case) -> None:
     case.scribble()
     case.mirror.synchronize(silent)
     expected = case.primary()
-    _claim(case.leg(case.split()) == expected, "a split that was given up spoils the next leg")
+    claim(case.leg(case.split()) == expected, "a split that was given up spoils the next leg")
 
 
 @_contract
 def rejoin_of_another_split_leaves_this_one(case: Case) -> None:
-    with _harmless("a rejoin of a split that was never made"):
+    with harmless("a rejoin of a split that was never made"):
         case.mirror.rejoin("never-made")
     split_id = case.split()
     before = case.leg(split_id)
     case.scribble()
-    with _harmless("a rejoin of another split"):
+    with harmless("a rejoin of another split"):
         case.mirror.rejoin("never-made")
-    _claim(case.mirror.state().split_id == split_id, "a rejoin of another split ended this one")
-    _claim(case.leg(split_id) == before, "a rejoin of another split changed the leg")
+    claim(case.mirror.state().split_id == split_id, "a rejoin of another split ended this one")
+    claim(case.leg(split_id) == before, "a rejoin of another split changed the leg")
 
 
 @_contract
 def rejoin_twice_is_harmless(case: Case) -> None:
     split_id = case.split()
     case.mirror.rejoin(split_id)
-    with _harmless("a second rejoin"):
+    with harmless("a second rejoin"):
         case.mirror.rejoin(split_id)
     case.mirror.synchronize(silent)
-    _claim(case.mirror.state().level, "not level after a second rejoin")
+    claim(case.mirror.state().level, "not level after a second rejoin")
 
 
 # --- other processes
@@ -430,13 +336,13 @@ def another_process_finds_the_split(case: Case) -> None:
     other = case.harness.open()
     try:
         found = other.state().split_id
-        _claim(found == split_id, f"another handle sees the split {found}, not {split_id}")
+        claim(found == split_id, f"another handle sees the split {found}, not {split_id}")
         leg = contents(other.leg(split_id, LEG_DEADLINE_S))
-        _claim(leg == case.leg(split_id), "another handle sees another leg")
+        claim(leg == case.leg(split_id), "another handle sees another leg")
         other.rejoin(split_id)
     finally:
         other.close()
-    _claim(case.mirror.state().split_id is None, "a rejoin through another handle is not seen")
+    claim(case.mirror.state().split_id is None, "a rejoin through another handle is not seen")
 
 
 @_contract
@@ -446,10 +352,10 @@ def the_mirror_goes_on_when_a_handle_is_closed(case: Case) -> None:
     before = contents(other.leg("by-another", LEG_DEADLINE_S))
     other.close()
     state = case.mirror.state()
-    _claim(state.attached, "closing a handle detached the mirror")
-    _claim(state.split_id == "by-another", "closing a handle ended its split")
+    claim(state.attached, "closing a handle detached the mirror")
+    claim(state.split_id == "by-another", "closing a handle ended its split")
     case.scribble()
-    _claim(case.leg("by-another") == before, "closing a handle changed the leg")
+    claim(case.leg("by-another") == before, "closing a handle changed the leg")
 
 
 # --- features
@@ -460,15 +366,15 @@ def a_group_is_split_at_one_instant(case: Case) -> None:
     if Feature.GROUP_SPLIT not in case.mirror.features or len(case.volumes()) < 2:
         return
     for _ in range(_ROUNDS):
-        with _PairWriter(case) as writer:
+        with PairWriter(case) as writer:
             writer.wait_for(_HEAD_START)
             split_id = case.split()
             writer.wait_for(_HEAD_START)
         leg = case.leg(split_id)
         case.mirror.rejoin(split_id)
-        first, second = (_number(leg[volume.name]) for volume in case.volumes()[:2])
+        first, second = (number_in(leg[volume.name]) for volume in case.volumes()[:2])
         # Each number is written to the first volume, then to the second.
-        _claim(
+        claim(
             second <= first <= second + 1,
             f"the legs are of different instants: {first} on the first, {second} on the second",
         )
@@ -480,17 +386,17 @@ def attach_and_detach_can_be_repeated(case: Case) -> None:
     if Feature.ATTACHES not in mirror.features or not isinstance(mirror, Attachable):
         return
     volumes = mirror.volumes()
-    _claim(mirror.attach() == volumes, "a second attach gives other volumes")
+    claim(mirror.attach() == volumes, "a second attach gives other volumes")
     for what in ("detach", "a second detach"):
-        with _harmless(what):
+        with harmless(what):
             mirror.detach()
-    _claim(not mirror.state().attached, "a detached mirror says that it is attached")
-    with _refused("asking a detached mirror for its volumes", MirrorNotReady):
+    claim(not mirror.state().attached, "a detached mirror says that it is attached")
+    with refused("asking a detached mirror for its volumes", MirrorNotReady):
         mirror.volumes()
     again = {(volume.name, volume.size) for volume in mirror.attach()}
-    _claim(again == {(v.name, v.size) for v in volumes}, "attached again, it has other volumes")
+    claim(again == {(v.name, v.size) for v in volumes}, "attached again, it has other volumes")
     mirror.synchronize(silent)
-    _claim(mirror.state().level, "attached again, it does not become level")
+    claim(mirror.state().level, "attached again, it does not become level")
 
 
 @_contract
@@ -498,13 +404,13 @@ def what_a_split_suspends_is_told_and_goes_on(case: Case) -> None:
     if Feature.SUSPENDS not in case.mirror.features:
         return
     devices = cast(Suspending, case.mirror).suspends()
-    _claim(
+    claim(
         all(_suspended(devno) is not None for devno in devices),
         f"not all of {devices} are device-mapper devices",
     )
     case.split()
     left = [devno for devno in devices if _suspended(devno)]
-    _claim(not left, f"the split is over, and {left} are still suspended")
+    claim(not left, f"the split is over, and {left} are still suspended")
 
 
 def _suspended(devno: int) -> bool | None:
@@ -521,13 +427,13 @@ def a_level_mirror_is_proven_equal(case: Case) -> None:
     if Feature.PROVES not in case.mirror.features:
         return
     split_id = case.split()
-    with _refused("to prove a mirror whose leg is split"):
+    with refused("to prove a mirror whose leg is split"):
         cast(Proving, case.mirror).prove(silent)
     case.scribble()
     case.mirror.rejoin(split_id)
     case.mirror.synchronize(silent)
     differing = cast(Proving, case.mirror).prove(silent)
-    _claim(differing == 0, f"{differing} bytes of a level mirror are said to differ")
+    claim(differing == 0, f"{differing} bytes of a level mirror are said to differ")
 
 
 @_contract
@@ -544,47 +450,7 @@ def a_scribble_on_the_split_leg_is_found(case: Case) -> None:
     found = cast(Proving, case.mirror).prove(silent)
     case.harness.write(volume, where, bytes(4096))  # goes to both, so they are equal again
     case.mirror.synchronize(silent)
-    _claim(found >= 4096, f"4096 bytes were changed on the leg, {found} are said to differ")
-
-
-class _PairWriter:
-    """Writes 1, 2, 3, … to the first volume and then to the second, on a thread, for a block."""
-
-    def __init__(self, case: Case) -> None:
-        self._case = case
-        self._written = 0
-        self._changed = threading.Condition()
-        self._stop = False
-        self._thread = threading.Thread(target=self._write, daemon=True)
-
-    def __enter__(self) -> _PairWriter:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stop = True
-        self._thread.join()
-
-    def wait_for(self, more: int) -> None:
-        """Wait until that many more pairs are written."""
-        with self._changed:
-            enough = self._written + more
-            self._changed.wait_for(lambda: self._written >= enough, timeout=LEG_DEADLINE_S)
-
-    def _write(self) -> None:
-        pair = self._case.volumes()[:2]
-        number = 0
-        while not self._stop:
-            number += 1
-            for volume in pair:
-                self._case.harness.write(volume, 0, struct.pack("<Q", number).ljust(4096, b"\0"))
-            with self._changed:
-                self._written = number
-                self._changed.notify_all()
-
-
-def _number(contents_of_volume: bytes) -> int:
-    return int(struct.unpack_from("<Q", contents_of_volume)[0])
+    claim(found >= 4096, f"4096 bytes were changed on the leg, {found} are said to differ")
 
 
 CHECKS: tuple[Check, ...] = tuple(_checks)

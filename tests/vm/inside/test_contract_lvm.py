@@ -9,7 +9,8 @@ import pytest
 from tests.vm.inside.lvm_lab import EMULATED_QUICK_S, Lv, mirror, run, volumes
 
 from splitmirror.testing import mirrors as contract
-from splitmirror.testing.mirrors import CHECKS, Check, MirrorHarness
+from splitmirror.testing.mirror_case import MirrorHarness
+from splitmirror.testing.mirrors import CHECKS, Check
 
 DATA = Lv(group="va", name="data", mib=16, disks=("a", "b"))
 WAL = Lv(group="vb", name="wal", mib=8, disks=("c", "d"))

@@ -8,7 +8,8 @@ import pytest
 from tests.vm.inside.md_lab import A, B, C, D, array, mirror_of
 
 from splitmirror.testing import mirrors as contract
-from splitmirror.testing.mirrors import CHECKS, Check, MirrorHarness
+from splitmirror.testing.mirror_case import MirrorHarness
+from splitmirror.testing.mirrors import CHECKS, Check
 
 
 @pytest.fixture(scope="module")

@@ -41,7 +41,7 @@ from splitmirror.errors import (
 from splitmirror.mirrors.md import MdMirror
 from splitmirror.progress import silent
 from splitmirror.system import mdsuper
-from splitmirror.testing.mirrors import contents
+from splitmirror.testing.mirror_case import contents
 
 DEADLINE_S = 10.0
 
