@@ -266,7 +266,8 @@ def map_early(tools: Tools, changes: Changes, progress: Progress) -> Early:
 
 @contextmanager
 def standstill(config: Config, run: Run, tools: Tools, trees: tuple[Tree, ...]) -> Iterator[Hold]:
-    """The guard, and under its eyes the holds that the recipe takes; the split is prepared."""
+    """The guard, and under its eyes the holds that the recipe takes. In freeze mode the split is
+    prepared first, for `quiesce` freezes."""
     mountpoints = [filesystem.mountpoint for filesystem in filesystems_of(trees)]
     devices: tuple[int, ...] = ()
     if Feature.SUSPENDS in tools.mirror.features:
@@ -284,7 +285,7 @@ def standstill(config: Config, run: Run, tools: Tools, trees: tuple[Tree, ...]) 
             deadline_s=config.backup.quiesce_deadline_s,
         ) as hold,
     ):
-        if config.backup.mode is Mode.FREEZE:  # hot mode does so later, see `prepare`
+        if config.backup.mode is Mode.FREEZE:  # in hot mode `prepare` does it
             prepare_split(tools.mirror, run.set_id)
         yield hold
 
