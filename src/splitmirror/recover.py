@@ -103,7 +103,7 @@ def _finish(
         run.clear()
         return writing.from_json(text, BackupSet)
     if (text := _fact(records, "written", "set")) is not None:
-        notes = writing.Notes(run.directory)
+        notes = writing.Notes(run.directory, run.journal)
         written = writing.whole_set(writing.from_json(text, BackupSet), notes)
         return clean_up(config, run, tools, written)
     if (digest := _fact(records, "trusted", "digest")) is None:

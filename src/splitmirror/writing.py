@@ -35,6 +35,7 @@ from splitmirror.databases import RedoFile, Root
 from splitmirror.errors import JournalDamaged, LegError, NoRoom, NoSuchFile, WrongMedium
 from splitmirror.extents.views import LegView
 from splitmirror.journal import Journal
+from splitmirror.journal import read as read_journal
 from splitmirror.media import END_OF_DATA, Medium
 from splitmirror.media.labels import TapeFileKind
 from splitmirror.media.volume import VolumeWriter, open_for_append
@@ -100,11 +101,12 @@ class Job:
 
 
 class Notes:
-    """What the run notes of each part that is whole on the medium, in its own directory: the part's
-    manifest, and beside it the part's own line."""
+    """What the run notes of each part that is whole on the medium: its manifest, in the run's
+    directory, and the part's own line, in the journal. So a part costs two syncs, and each takes
+    as long as reading many MiB where the run's disk is busy."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path, journal: Journal) -> None:
+        self._directory, self._journal = directory, journal
 
     @contextmanager
     def manifest(self, number: int) -> Iterator[IO[bytes]]:
@@ -118,13 +120,16 @@ class Notes:
         path = self._manifest(part.number)
         with self._room(path):
             sync(path)
-        write_durably(self._path(part.number), part_line(part))
+            sync(self._directory)
+        self._journal.record("part", number=part.number, line=part_line(part).decode())
 
     def parts(self) -> list[PartRecord]:
         """In order, from the first on, as far as there is no gap."""
+        records = [record for record in read_journal(self._directory) if record.kind == "part"]
+        noted = {record.facts["number"]: record.facts["line"].encode() for record in records}
         found: list[PartRecord] = []
-        while (path := self._path(len(found) + 1)).exists():
-            found.append(part_of(path.read_bytes()))
+        while (line := noted.get(len(found) + 1)) is not None:
+            found.append(part_of(line))
         return found
 
     def lines(self, parts: Sequence[PartRecord]) -> Iterator[bytes]:
@@ -138,9 +143,6 @@ class Notes:
         for part in parts:
             with self._manifest(part.number).open("rb") as file:
                 yield from member_text(file)
-
-    def _path(self, number: int) -> Path:
-        return self._directory / f"part-{number:04d}"
 
     def _manifest(self, number: int) -> Path:
         return self._directory / f"manifest-{number:04d}"
@@ -211,7 +213,7 @@ def write_set(
     split any more. Raises EndOfMedium, MediumError, LegError; what was written before stays a
     readable, incomplete set.
     """
-    notes = Notes(directory)
+    notes = Notes(directory, journal)
     blank = None if notes.parts() else job.trusted.volume
     volume = open_for_append(medium, job.trusted.volume, label_blank=blank)
     done = whole_parts(volume, job.backup_set.set_id, notes)
@@ -274,21 +276,20 @@ class _SetWriter:
             self._noting,
         ):
             for part, stretches in source.parts(job.plan.parts[done:], medium.then):
-                self._part(part.number, stretches, medium, journal)
+                self._part(part.number, stretches, medium)
+            source.stop()  # its memory is given back while the last part is noted
             self._noting.wait()
             self.renewed = source.counts.renewed
             journal.record("read", renewed=self.renewed)
             copies = copy_parts(job.trusted.copied, job.trusted.part_size)
             for number, files in enumerate(copies, len(job.plan.parts) + 1):
                 if number > done:
-                    self._part(number, map(copied_member, files), medium, journal)
+                    self._part(number, map(copied_member, files), medium)
             self._noting.wait()
         took_s = time.monotonic() - began_s
         return speed_of(self._done - before, took_s, source.counts, medium, job.leg_rate)
 
-    def _part(
-        self, number: int, stretches: Iterable[Stretch], medium: WriteBehind, journal: Journal
-    ) -> None:
+    def _part(self, number: int, stretches: Iterable[Stretch], medium: WriteBehind) -> None:
         """One part, whole on the medium when it returns; else it is taken back. It is noted while
         the next one is written: on a busy disk a sync takes as long as reading many MiB."""
         self._volume.begin_file(
@@ -303,13 +304,8 @@ class _SetWriter:
             medium.stop()
             self._volume.abandon_file()
             raise
-        self._noting.begin(
-            partial(self._note, replace(record, position=data_position(file)), journal)
-        )
-
-    def _note(self, part: PartRecord, journal: Journal) -> None:
-        self._notes.note(part)
-        journal.record("part", number=part.number)
+        noted = replace(record, position=data_position(file))
+        self._noting.begin(partial(self._notes.note, noted))
 
     def _fill(
         self, number: int, stretches: Iterable[Stretch], medium: WriteBehind, lines: IO[bytes]
