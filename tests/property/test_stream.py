@@ -30,7 +30,14 @@ from splitmirror.stream.leg_runs import LegRuns, Span
 from splitmirror.stream.look import Look
 from splitmirror.stream.pipeline import LegSource
 from splitmirror.stream.plan import Item, plan_parts
-from splitmirror.stream.windows import BLOCK, MAX_GAP, MAX_READ, draft_windows, lay_out
+from splitmirror.stream.windows import (
+    BLOCK,
+    LONG_WINDOW,
+    MAX_GAP,
+    MAX_READ,
+    draft_windows,
+    lay_out,
+)
 
 DISK = 4 << 20
 
@@ -210,6 +217,19 @@ def test_reads_stay_on_the_leg_and_bring_every_span_to_its_position(wanted: list
             assert where[span.source, sector] == position + sector - span.address
     rooms = sum(-(-(span.address % BLOCK + span.length) // BLOCK) * BLOCK for span in wanted)
     assert not taken or taken[-1][1] <= rooms, "more of the buffer than was reserved"
+
+
+def test_long_pieces_get_short_windows_and_small_ones_stay_together() -> None:
+    small, long = Span(1, 8 << 20, BLOCK), Span(1, 16 << 20, 2 * LONG_WINDOW + BLOCK)
+    attributes = Attributes(kind=Kind.FILE, mode=0, uid=0, gid=0, size=0, mtime_ns=0)
+    looks = [
+        Look(Item(at, 0, 0), b"%d" % at, attributes, spans=spans)
+        for at, spans in enumerate([[small], [long], [small] * 3])
+    ]
+    windows = [draft.spans for draft in draft_windows(looks, len(BOUNDS), 64 << 20)]
+    assert windows[0] == [small]
+    assert windows[1:3] == [[Span(1, (16 << 20) + at, LONG_WINDOW)] for at in (0, LONG_WINDOW)]
+    assert windows[3:] == [[Span(1, (16 << 20) + 2 * LONG_WINDOW, BLOCK), *[small] * 3]]
 
 
 @given(st.lists(st.lists(spans(), max_size=4), max_size=12), st.integers(1, 8))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -35,6 +36,9 @@ from splitmirror.system.fiemap import data_ranges
 WINDOW: Final = 64 << 20
 WINDOWS: Final = 3  # one being emitted, one being read, one being looked at
 _COPY: Final = 1 << 20  # bytes of a copied file read at once
+# A thread that has a window to pass on must not wait for the interpreter longer than a read takes;
+# by default Python's threads take turns of 5 ms (sys.setswitchinterval).
+_TURN_S: Final = 0.0002
 PLAIN: Final = 512  # ordinary files in one stretch: so often is progress told
 
 Stretch = Member | list[PlainFile]
@@ -70,6 +74,8 @@ class LegSource:
         self._given: PlainFile | None = None
 
     def __enter__(self) -> LegSource:
+        self._turn_s = sys.getswitchinterval()
+        sys.setswitchinterval(_TURN_S)  # the reader's process inherits it
         return self
 
     def __exit__(
@@ -78,6 +84,7 @@ class LegSource:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        sys.setswitchinterval(self._turn_s)
         self.close()
 
     def close(self) -> None:

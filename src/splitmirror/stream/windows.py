@@ -21,8 +21,12 @@ from splitmirror.stream.look import Look, PlainLook
 BLOCK = 4096
 # Below this a gap costs less to read over than a read of its own does, on disk and flash alike.
 MAX_GAP = 128 << 10
-# Reads no longer than this keep several in flight within one window.
-MAX_READ = 4 << 20
+# Reads no longer than this keep several in flight within one window, also within a short one.
+MAX_READ = 1 << 20
+# Pieces so long lie in order anyhow, so more of them at once would gain nothing. Windows of them
+# are short: the same little memory is read into and hashed all the time, and stays in the cache.
+LONG = 2 << 20
+LONG_WINDOW = 4 << 20
 # A preadv takes no more than IOV_MAX (1024) places.
 MAX_PLACES = 1000
 # A range is cut at a window's end only where at least this much of it goes in.
@@ -66,6 +70,7 @@ class Draft:
 
     devices: int
     left: int
+    long: bool = False  # begun with a long piece, and short for that
     shares: list[Share | PlainLook] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
     through: list[Look] = field(default_factory=list)
@@ -86,6 +91,11 @@ class Draft:
             self.through.append(look)
             spans = [span._replace(source=source) for span in spans]
         for at, span in enumerate(spans):
+            if span.length >= LONG and not self.long:
+                if self.spans:
+                    rest = spans[at:]
+                    break
+                self.long, self.left = True, min(self.left, LONG_WINDOW)
             room = _room(span)
             if room > self.left:
                 rest = self._cut(span, spans[at:])
@@ -115,7 +125,7 @@ class Draft:
 
     def _cut(self, span: Span, rest: Sequence[Span]) -> Sequence[Span]:
         """Take the beginning of a span that does not fit as a whole."""
-        end = (span.address + self.left) // BLOCK * BLOCK - BLOCK
+        end = (span.address // BLOCK * BLOCK + self.left) // BLOCK * BLOCK
         length = end - span.address
         self.left = 0
         if length < MIN_CUT:
