@@ -1,0 +1,9 @@
+"""Tape in the guest: the kernel's st, ch and sg drivers on a virtual library."""
+
+from __future__ import annotations
+
+from tests.vm.conftest import Inside
+
+
+def test_the_virtual_library_is_one_to_the_kernel_and_to_stock_tools(inside: Inside) -> None:
+    inside("test_tape_library.py")
