@@ -67,8 +67,9 @@ def _addresses(
 
 def _is_device(told: str, serial: str) -> bool:
     """Whether a changer's designation of a drive is the one with that serial number: alone, or
-    behind the maker and the model (SMC-3, READ ELEMENT STATUS; SPC-4, T10 vendor ID)."""
-    return told.strip() == serial.strip() or told.strip().endswith(f" {serial.strip()}")
+    behind the maker (8 characters) and the model (16; SPC-4, T10 vendor ID)."""
+    told, serial = told.strip(), serial.strip()
+    return told == serial or told.endswith(f" {serial}") or told[24:] == serial
 
 
 def _does_not_match(name: str, device: str, there: Sequence[Slot]) -> ChangerError:

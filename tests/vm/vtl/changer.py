@@ -37,6 +37,9 @@ class Faults:
 
     stuck: bool = False  # the arm moves nothing
     reserved: bool = False  # by another initiator
+    door_open: bool = False
+    no_labels: bool = False  # it reads no barcodes, and refuses to tell any
+    no_devices: bool = False  # it does not tell which drive is which
 
 
 class Changer:
@@ -49,10 +52,11 @@ class Changer:
         self.doors: list[Cartridge | None] = [None] * doors
         self._drives = drives
         self._origin: dict[str, int] = {}  # from which slot a cartridge came, by its name
+        self._remembered: dict[int, Cartridge] = {}  # what is gone, and it has not looked since
         self._attention: Code | None = sense.POWER_ON
         self._commands: dict[int, Callable[[bytes], bytes]] = {
             0x00: self._nothing,
-            0x07: self._nothing,  # INITIALIZE ELEMENT STATUS: nothing is ever unknown here
+            0x07: self._look,
             0x1A: self._mode_sense,
             0x1E: self._nothing,
             0x2B: self._nothing,  # POSITION TO ELEMENT
@@ -78,6 +82,15 @@ class Changer:
         self._attention = sense.DOOR_OPENED
         return cartridge
 
+    def take_unseen(self, address: int) -> Cartridge:
+        """Out of a slot; the changer goes on to say that it is there until it looks."""
+        cartridge = self._at(address)
+        if cartridge is None:
+            raise ValueError(f"nothing is in slot {address}")
+        self._take(address)
+        self._remembered[address] = cartridge
+        return cartridge
+
     # --- commands
 
     def delay_s(self, cdb: bytes) -> float:
@@ -93,11 +106,18 @@ class Changer:
         if self._attention is not None:
             told, self._attention = self._attention, None
             raise Check(Key.UNIT_ATTENTION, told)
+        if self.faults.door_open:
+            raise Check(Key.NOT_READY, sense.DOOR_IS_OPEN)
         if cdb[0] not in self._commands:
             raise illegal(sense.UNKNOWN_COMMAND)
         return self._commands[cdb[0]](cdb)
 
     def _nothing(self, cdb: bytes) -> bytes:
+        return b""
+
+    def _look(self, cdb: bytes) -> bytes:
+        """INITIALIZE ELEMENT STATUS."""
+        self._remembered.clear()
         return b""
 
     def _mode_sense(self, cdb: bytes) -> bytes:
@@ -161,6 +181,8 @@ class Changer:
     def _element_status(self, cdb: bytes) -> bytes:
         """Of the elements from an address on, so many, one kind or all; in the order of kinds."""
         labels, wanted = bool(cdb[1] & 0x10), cdb[1] & 0x0F
+        if (labels and self.faults.no_labels) or (cdb[6] & 1 and self.faults.no_devices):
+            raise illegal()
         first, most = struct.unpack(">HH", cdb[2:6])
         room = int.from_bytes(cdb[7:10], "big")
         told: list[int] = []
@@ -186,6 +208,7 @@ class Changer:
 
     def _descriptor(self, kind: Kind, address: int, labels: bool, identify: bool) -> bytes:
         cartridge = None if kind is Kind.ARM else self._at(address)
+        cartridge = cartridge or self._remembered.get(address)
         flags = _full(cartridge) | (0 if kind is Kind.ARM else 0x08)
         serial = b""
         if kind is Kind.DOOR:

@@ -108,6 +108,9 @@ class Library:
     def take_out(self, door: int) -> str:
         return str(self._ask("take_out", door=door))
 
+    def take_unseen(self, slot: int) -> str:
+        return str(self._ask("take_unseen", slot=slot))
+
     def insert(self, drive: int, name: str) -> None:
         self._ask("insert", drive=drive, name=name)
 

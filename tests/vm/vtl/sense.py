@@ -44,6 +44,7 @@ Code = tuple[int, int]
 NOTHING_ADDED: Code = (0x00, 0x00)
 FILEMARK_FOUND: Code = (0x00, 0x01)
 END_OF_MEDIUM: Code = (0x00, 0x02)
+DOOR_IS_OPEN: Code = (0x04, 0x18)
 BEGINNING_OF_MEDIUM: Code = (0x00, 0x04)
 END_OF_DATA: Code = (0x00, 0x05)
 WRITE_ERROR: Code = (0x0C, 0x00)

@@ -123,6 +123,12 @@ class Hands:
         self._outside[cartridge.name] = cartridge
         return cartridge.name
 
+    def take_unseen(self, slot: int) -> str:
+        """Out of a slot, by its address, behind the changer's back."""
+        cartridge = self._there().take_unseen(slot)
+        self._outside[cartridge.name] = cartridge
+        return cartridge.name
+
     def insert(self, drive: int, name: str) -> None:
         """From outside into a drive, by hand."""
         if self._drives[drive].cartridge is not None:
