@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tests.unit.library_lab import Operator
 
-from splitmirror.errors import ConfigError, MissingProgram, NoSuchVolume, ProgramFailed
+from splitmirror.errors import ConfigError, MissingProgram, NoSuchVolume, ProgramFailed, WrongMedium
 from splitmirror.media import asking
 from splitmirror.media.asking import AskByNotice, AskSettings, ask_by, ask_nobody
 from splitmirror.media.bays import Bay
@@ -135,6 +135,7 @@ class HandFed(Memory):
         self.fed: Cartridge | None = None
         self.loads: list[bool] = []
         self.ejected = 0
+        self.protected = False
 
     def feed(self, cartridge: Cartridge) -> Callable[[], None]:
         def act() -> None:
@@ -146,6 +147,8 @@ class HandFed(Memory):
         if self.fed is None:
             raise NoSuchVolume("no cartridge is in it", hint="Put one in.")
         self.loads.append(writable)
+        if writable and self.protected:
+            raise WrongMedium("the tab is set", hint="Slide the tab.")
         super().load(writable=writable)
 
     def eject(self) -> None:
@@ -179,7 +182,7 @@ def test_the_operator_is_asked_until_the_volume_is_in_the_drive() -> None:
     assert "SM0002 was in it" in wrong
     assert "does not begin with a label" in foreign
     assert drive.ejected == 2  # what is wrong is let out
-    assert drive.loads == [False, False, False, True]  # and never loaded writable
+    assert drive.loads == [False, False, False, True]  # and it was not loaded writable
 
 
 def test_that_the_wrong_volume_was_let_out_gives_no_second_notice() -> None:
@@ -194,7 +197,25 @@ def test_the_volume_that_is_in_the_drive_is_not_asked_for() -> None:
     drive = HandFed()
     drive.feed(volume("SM0001"))()
     ByHand(Operator()).bring(Bay(name="d", medium=drive), "SM0001", writable=False)
-    assert drive.loads == [False]
+    assert True not in drive.loads
+
+
+def test_a_volume_that_is_protected_is_let_out_and_asked_for_again() -> None:
+    drive = HandFed()
+    drive.protected = True
+    drive.feed(volume("SM0001"))()
+    there = drive.fed
+    assert there is not None
+
+    def slide_the_tab() -> None:
+        assert drive.fed is None
+        drive.protected = False
+        drive.feed(there)()
+
+    operator = Operator(slide_the_tab)
+    ByHand(operator).bring(Bay(name="d", medium=drive), "SM0001", writable=True)
+    assert operator.asked == ["Put volume SM0001 into drive d (the tab is set)."]
+    drive.write([b"it can be written"])
 
 
 def test_nobody_who_answers_is_no_volume() -> None:

@@ -105,17 +105,16 @@ class Medium(Protocol):
 
 @runtime_checkable
 class Ejecting(Protocol):
-    """A medium whose drive holds on to the volume until it is told to let it out."""
+    """What a medium has that keeps a volume in until it is told otherwise."""
 
     def eject(self) -> None:
-        """Unload, and let the volume out, so that a hand or a changer can take it. Nothing in the
-        drive, or let out already: harmless."""
+        """Unload, and let the volume out for a hand or a changer to take. None in it: harmless."""
         ...
 
 
 @runtime_checkable
 class Identified(Protocol):
-    """A drive that is told from others."""
+    """What a medium has that is told from others."""
 
     @property
     def name(self) -> str:

@@ -109,15 +109,15 @@ class ByArm:
                     raise
             self._not_blank.add(barcode)
 
-    def put_away(self, bay: Bay) -> None:
-        """The cartridge is back in the slot that it came from, or another one. An empty drive:
-        harmless."""
+    def put_away(self, bay: Bay) -> int | None:
+        """The cartridge is back in the slot that it came from, or another one; which. None: the
+        drive was empty."""
         with self._turn():
             slots = self._changer.inventory()
             if slot_at(slots, _address(bay)).full:
-                self._clear(bay, slots)
-            else:
-                bay.medium.unload()
+                return self._clear(bay, slots)
+        bay.medium.unload()
+        return None
 
     # --- for everybody
 

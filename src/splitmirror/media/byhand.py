@@ -25,12 +25,10 @@ class ByHand:
         """That volume is in the drive, proven by its label, and loaded. Nothing is loaded writable
         before that. Raises NoSuchVolume, Busy, and what the drive raises."""
         there = ""
-        while (found := self._look(bay)) != serial:
+        while found := self._why_not(bay, serial, writable):
             there = self._told(found, there)
             self._let_out(bay, found)
             self._ask(f"Put volume {serial} into drive {bay.name} ({there}).")
-        if writable:
-            bay.medium.load(writable=True)
 
     def bring_blank(self, bay: Bay, taken: Collection[str]) -> str:
         """A blank volume is in the drive, loaded writable; the serial that it gets, the next one
@@ -43,7 +41,8 @@ class ByHand:
         bay.medium.load(writable=True)
         return serial
 
-    def put_away(self, bay: Bay) -> None:
+    @staticmethod
+    def put_away(bay: Bay) -> None:
         """Let the volume out for the operator to take. An empty drive: harmless."""
         bay.eject()
 
@@ -52,6 +51,17 @@ class ByHand:
         found = self._look(bay)
         bay.medium.unload()
         return found
+
+    def _why_not(self, bay: Bay, serial: str, writable: bool) -> str:
+        """What is in the drive instead, or hinders that it is written; "" when it is loaded."""
+        found = self._look(bay)
+        if found != serial:
+            return found
+        try:
+            bay.medium.load(writable=writable)
+        except WrongMedium as error:  # protected against writing
+            return str(error)
+        return ""
 
     def _look(self, bay: Bay) -> str:
         """The same; left loaded, read-only."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from splitmirror.errors import Busy, PrivilegeError
+from splitmirror.system import locks
 
 _LONGEST_NAME: Final = 200  # characters; a file's name has 255 bytes
 _POLL_S: Final = 0.1
@@ -39,6 +40,11 @@ class Leases:
         os.ftruncate(fd, 0)
         os.pwrite(fd, b"%d\n" % os.getpid(), 0)
         return fd
+
+    def user(self, name: str) -> str | None:
+        """The process that has the lease, in words; None: nobody. Looking hinders nobody."""
+        pid = locks.flocked_by(self._path(name))
+        return None if pid is None else f"process {pid}"
 
     def holder(self, name: str) -> str:
         """The process that has the lease, or had it last, in words."""
@@ -64,8 +70,11 @@ class Leases:
         finally:
             os.close(fd)
 
+    def _path(self, name: str) -> Path:
+        return self._directory / urllib.parse.quote(name, safe="")[-_LONGEST_NAME:]
+
     def _open(self, name: str) -> int:
-        path = self._directory / urllib.parse.quote(name, safe="")[-_LONGEST_NAME:]
+        path = self._path(name)
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -66,8 +66,8 @@ class Library:
         self, most: int = 1, *, rather: Collection[str] = (), name: str | None = None
     ) -> Iterator[list[Bay]]:
         """At least one drive that nobody else has, up to `most`; first those that hold a volume of
-        the serials `rather`. With `name` that drive. They are unloaded when the block is left.
-        Raises Busy when there is none, ConfigError when none has that name."""
+        `rather` (serials, barcodes). With `name` that drive. They are unloaded when the block is
+        left. Raises Busy when there is none, ConfigError when none has that name."""
         bays = self._named(name) if name is not None else self._in_order(rather)
         with contextlib.ExitStack() as stack:
             held: list[Bay] = []
@@ -81,11 +81,15 @@ class Library:
                 raise self._all_taken(bays)
             yield held
 
+    def user_of(self, bay: Bay) -> str | None:
+        """The process that has leased a drive, in words; None: nobody."""
+        return self._leases.user(bay.name)
+
     def _in_order(self, rather: Collection[str]) -> list[Bay]:
         if self._changer is None or not rather:
             return self._bays
         slots = self._changer.inventory()
-        holds = {slot.address for slot in slots for serial in rather if slot.holds(serial)}
+        holds = {slot.address for what in rather if (slot := find(slots, what)) is not None}
         return sorted(self._bays, key=lambda bay: bay.address not in holds)
 
     def _named(self, name: str) -> list[Bay]:
@@ -120,11 +124,12 @@ class Library:
         mover = self._arm or self._by_hand
         return mover.bring_blank(bay, taken)
 
-    def put_away(self, bay: Bay) -> None:
-        """The volume is unloaded and goes back to its slot, or is let out for the operator to
-        take. An empty drive: harmless. Raises ChangerError, Busy."""
+    def put_away(self, bay: Bay) -> int | None:
+        """The volume is unloaded and goes back to a slot, its own if that is free, whose address
+        this is; or it is let out for the operator to take. An empty drive: harmless. Raises
+        ChangerError, Busy."""
         mover = self._arm or self._by_hand
-        mover.put_away(bay)
+        return mover.put_away(bay)
 
     def fetch(self, bay: Bay, what: str) -> None:
         """The cartridge of that serial, barcode or slot address is in the drive; not loaded, so its
@@ -149,6 +154,10 @@ class Library:
         """Where the cartridge of that barcode, serial or slot address is. Raises ChangerError when
         two could be it."""
         return find(self.inventory(), what)
+
+    def slot_of(self, bay: Bay) -> Slot | None:
+        """The drive as the changer sees it; None without a changer."""
+        return next((slot for slot in self.inventory() if slot.address == bay.address), None)
 
     def bay_with(self, what: str) -> Bay | None:
         """The drive that the cartridge is in."""
