@@ -17,9 +17,11 @@ from splitmirror.errors import (
     ConfigError,
     MediumError,
     NoSuchVolume,
+    PrivilegeError,
     WrongMedium,
 )
 from splitmirror.media import Medium
+from splitmirror.media.leases import Leases
 from splitmirror.media.library import Library
 from splitmirror.media.memory import Cartridge, Memory
 from splitmirror.media.volume import label_volume, open_for_append
@@ -402,23 +404,41 @@ def test_another_process_is_refused_the_drive_and_its_volume_until_it_is_dead(
         library.bring(bay, "SM0001", writable=True)
 
 
-def test_processes_that_move_at_once_do_not_hinder_one_another(tmp_path: Path) -> None:
-    """Each brings the volumes in turn, again and again; the library stays whole."""
-    lab = LibraryLab(tmp_path, labelled=4)
+def test_processes_that_want_a_blank_at_once_get_two(tmp_path: Path) -> None:
+    """Again and again: from the inventory in which a process has found one on to the move, nobody
+    else moves anything."""
+    lab = LibraryLab(tmp_path, labelled=0, blank=3)
+    home = lab.where()
     rounds = HOLDER.replace(
         "    library.bring(bay, sys.argv[3], writable=True)\n",
-        "    for _ in range(12):\n"
-        "        for serial in sys.argv[3].split():\n"
-        "            library.bring(bay, serial, writable=True)\n",
+        "    for _ in range(int(sys.argv[3])):\n"
+        "        library.bring_blank(bay, ())\n"
+        "        library.put_away(bay)\n",
     ).replace("    sys.stdin.read()\n", "")
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", rounds, str(lab.directory), str(lab.leases), serials]
-        )
-        for serials in ("SM0001 SM0002", "SM0003 SM0004")
-    ]
+    command = [sys.executable, "-c", rounds, str(lab.directory), str(lab.leases), "25"]
+    started = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(2)]
     assert [process.wait(60) for process in started] == [0, 0]
-    assert sorted(lab.where()) == [CLEANING, *(f"SM000{number}L8" for number in range(1, 5))]
+    assert lab.where() == home
+
+
+def test_a_turn_is_waited_for_and_not_for_ever(tmp_path: Path) -> None:
+    leases = Leases(tmp_path)
+    with leases.turn("changer", 0.1):
+        with (
+            pytest.raises(Busy, match=f"process {os.getpid()} has been moving"),
+            leases.turn("changer", 0.1),
+        ):
+            pass
+        assert leases.user("changer") == f"process {os.getpid()}"
+    assert leases.user("changer") is leases.user("never taken") is None
+    with leases.turn("changer", 0.1):
+        pass
+
+
+def test_leases_need_a_directory_that_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(PrivilegeError, match="cannot be written"):
+        Leases(tmp_path / "file").take("drive")
 
 
 def test_a_drive_can_be_asked_for_by_name_or_number(tmp_path: Path) -> None:
