@@ -502,3 +502,13 @@ def test_a_drive_named_twice_is_refused(tmp_path: Path) -> None:
     lab = LibraryLab(tmp_path)
     with pytest.raises(ConfigError, match="twice"):
         Library([lab.drives()[0]] * 2, lab.shelf, leases=lab.leases, ask=Operator())
+
+
+def test_a_drive_that_is_named_by_a_link_is_the_same(tmp_path: Path) -> None:
+    (tmp_path / "other-name").symlink_to(tmp_path / "drive")
+    one, other = (LibraryLab.tape(tmp_path / name) for name in ("drive", "other-name"))
+    libraries = [Library([t], None, leases=tmp_path, ask=Operator()) for t in (one, other)]
+    with libraries[0].lease(), pytest.raises(Busy), libraries[1].lease():
+        pass
+    with pytest.raises(ConfigError, match="twice"):
+        Library([one, other], None, leases=tmp_path, ask=Operator())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,11 @@ class Bay:
     medium: Medium
     address: int | None = None
 
+    @property
+    def lease(self) -> str:
+        """The name of its lease: one drive may be named by several links below /dev."""
+        return _resolved(self.name)
+
     def eject(self) -> None:
         """Unload, and let the cartridge out where the drive holds it."""
         self.medium.unload()
@@ -33,7 +39,7 @@ def bays_of(drives: Sequence[Medium], slots: Sequence[Slot] | None) -> list[Bay]
     ConfigError when two drives are one.
     """
     names = [_name(medium, number) for number, medium in enumerate(drives, 1)]
-    if len(set(names)) < len(names):
+    if len({_resolved(name) for name in names}) < len(names):
         raise ConfigError(
             f"a drive is named twice: {', '.join(names)}", hint="Name each drive once."
         )
@@ -42,6 +48,10 @@ def bays_of(drives: Sequence[Medium], slots: Sequence[Slot] | None) -> list[Bay]
         Bay(name=name, medium=medium, address=address)
         for name, medium, address in zip(names, drives, addresses, strict=True)
     ]
+
+
+def _resolved(name: str) -> str:
+    return os.path.realpath(name) if name.startswith("/") else name
 
 
 def _name(medium: Medium, number: int) -> str:

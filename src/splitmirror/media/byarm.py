@@ -221,9 +221,9 @@ class ByArm:
             yield
             return
         bay = next((bay for bay in self._bays if bay.address == slot.address), None)
-        fd = None if bay is None else self._leases.take(bay.name)
+        fd = None if bay is None else self._leases.take(bay.lease)
         if bay is None or fd is None:
-            who = self._leases.holder(bay.name) if bay is not None else "someone else"
+            who = self._leases.holder(bay.lease) if bay is not None else "someone else"
             raise Busy(
                 f"{slot.cartridge} is in {bay.name if bay else f'drive {slot.address}'}, which "
                 f"{who} uses",

@@ -72,7 +72,7 @@ class Library:
         with contextlib.ExitStack() as stack:
             held: list[Bay] = []
             for bay in bays:
-                fd = self._leases.take(bay.name) if len(held) < most else None
+                fd = self._leases.take(bay.lease) if len(held) < most else None
                 if fd is not None:
                     stack.callback(os.close, fd)
                     stack.callback(bay.medium.unload)
@@ -83,7 +83,7 @@ class Library:
 
     def user_of(self, bay: Bay) -> str | None:
         """The process that has leased a drive, in words; None: nobody."""
-        return self._leases.user(bay.name)
+        return self._leases.user(bay.lease)
 
     def _in_order(self, rather: Collection[str]) -> list[Bay]:
         if self._changer is None or not rather:
@@ -101,7 +101,7 @@ class Library:
         raise ConfigError(f"there is no drive {name}", hint=f"Name one of: {known}.")
 
     def _all_taken(self, bays: Sequence[Bay]) -> Busy:
-        by = "; ".join(f"{bay.name} by {self._leases.holder(bay.name)}" for bay in bays)
+        by = "; ".join(f"{bay.name} by {self._leases.holder(bay.lease)}" for bay in bays)
         return Busy(f"no drive is free: {by}", hint="Wait for the runs that use them, or end one.")
 
     # --- volumes, in a drive that was leased
