@@ -4,14 +4,18 @@ changers that are broken on purpose."""
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import pkgutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import splitmirror.media
 from splitmirror.errors import Busy, ChangerError, ChangerNotReady
 from splitmirror.media import Medium
 from splitmirror.media.changer import Changer, Slot, SlotKind, of_kind
+from splitmirror.media.scsichanger import ScsiChanger
 from splitmirror.media.virtualshelf import ShelfDrive, VirtualShelf
 from splitmirror.media.virtualtape import VirtualTape
 from splitmirror.testing import media
@@ -95,6 +99,20 @@ class DriveBench:
 @pytest.mark.parametrize("claim", media.CLAIMS, ids=lambda claim: claim.__name__)
 def test_a_drive_of_the_virtual_library_holds(claim: media.Claim, tmp_path: Path) -> None:
     claim(DriveBench(tmp_path))
+
+
+def test_every_changer_is_held_to_the_contract() -> None:
+    """Here, or in the guest: tests/vm/inside/test_tape_changer.py."""
+    names = [each.name for each in pkgutil.iter_modules(splitmirror.media.__path__)]
+    modules = [importlib.import_module(f"splitmirror.media.{name}") for name in names]
+    changers = {
+        found
+        for module in modules
+        for found in vars(module).values()
+        if isinstance(found, type) and found.__module__ == module.__name__
+        if all(callable(getattr(found, act, None)) for act in ("inventory", "move", "close"))
+    }
+    assert changers - {Changer} == {VirtualShelf, ScsiChanger}
 
 
 # --- every claim has been seen to fail: against one of these, each broken in one way

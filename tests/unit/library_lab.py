@@ -74,12 +74,18 @@ class LibraryLab:
         changer = FaultyChanger(self.shelf, self.troubles)
         return Library(self.drives(), changer, leases=self.leases, ask=operator or Operator())
 
+    def hand_in(self, barcode: str, address: int = 100) -> None:
+        """A blank cartridge, laid into an import/export slot."""
+        (self.directory / barcode).touch()
+        self.move(barcode, address)
+
     def where(self) -> dict[str, int]:
         """The address of each cartridge, by its barcode."""
         return {slot.barcode: slot.address for slot in self.shelf.inventory() if slot.full}
 
     def move(self, barcode: str, address: int) -> None:
-        self.shelf.move(self.where()[barcode], address)
+        if self.where()[barcode] != address:
+            self.shelf.move(self.where()[barcode], address)
 
     @staticmethod
     def tape(path: Path) -> VirtualTape:

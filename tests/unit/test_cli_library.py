@@ -250,8 +250,7 @@ class Spoilt(LibraryLab):
     def fill(self) -> None:
         self.move("SM0003L8", 1)
         while free := [s for s in self.shelf.inventory() if s.address >= 1000 and not s.full]:
-            self.shelf.hand_in(f"XX{len(free):04}L8")
-            self.move(f"XX{len(free):04}L8", free[0].address)
+            self.hand_in(f"XX{len(free):04}L8", free[0].address)
 
 
 def test_a_blank_will_do_for_a_pool(tmp_path: Path) -> None:

@@ -111,8 +111,7 @@ def test_a_full_library_has_no_room_for_what_is_in_the_drive(tmp_path: Path) -> 
     lab = LibraryLab(tmp_path, labelled=2, slots=3)
     home = lab.where()["SM0001L8"]
     lab.move("SM0001L8", 1)
-    lab.shelf.hand_in("SM0008L8")
-    lab.move("SM0008L8", home)
+    lab.hand_in("SM0008L8", home)
     library = lab.library()
     with library.lease() as (bay,), pytest.raises(ChangerError, match="no free storage slot"):
         library.bring(bay, "SM0002", writable=False)
@@ -184,7 +183,7 @@ def test_what_is_not_blank_is_passed_over_and_left_as_it_is(tmp_path: Path) -> N
 
 def test_a_blank_is_never_a_cleaning_cartridge_and_one_is_asked_for(tmp_path: Path) -> None:
     lab = LibraryLab(tmp_path, labelled=0)
-    operator = Operator(lambda: lab.shelf.hand_in("SM0020L8"))
+    operator = Operator(lambda: lab.hand_in("SM0020L8"))
     library = lab.library(operator)
     with library.lease() as (bay,):
         assert library.bring_blank(bay, ()) == "SM0020"
@@ -245,7 +244,7 @@ def test_a_volume_that_is_not_in_the_library_is_asked_for(tmp_path: Path) -> Non
     (lab.directory / "SM0001L8").rename(elsewhere)
 
     def put_in() -> None:
-        lab.shelf.hand_in("SM0001L8")
+        lab.hand_in("SM0001L8")
         elsewhere.rename(lab.directory / "SM0001L8")
 
     operator = Operator(lambda: None, put_in)

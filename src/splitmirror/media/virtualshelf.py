@@ -3,7 +3,7 @@
 A cartridge is a file of the directory, its barcode the file's name (capital letters and digits); an
 empty file is a blank cartridge. Which cartridge is where stands in a small state file, written
 whole and durably, so that every process sees the same library. A file that is new is put into a
-free storage slot when the library is next asked; one that is gone was taken out. As a real drive
+free slot when the library is next asked; one that is gone was taken out. As a real drive
 does, a drive keeps hold of a cartridge that somebody has loaded.
 """
 
@@ -22,7 +22,7 @@ import msgspec
 from splitmirror.errors import Busy, ChangerError, ConfigError, MediumError, NoSuchVolume
 from splitmirror.media import Block, Capacity, Limits, Mark, Medium, Place, read_many
 from splitmirror.media.asking import AskSettings
-from splitmirror.media.changer import Slot, SlotKind, free_slot, is_cleaning
+from splitmirror.media.changer import Slot, SlotKind, is_cleaning
 from splitmirror.units import size_setting
 
 _STATE = ".library.json"
@@ -138,16 +138,6 @@ class VirtualShelf:
             found = [barcode for barcode, at in state.at.items() if at == address]
         return self._directory / found[0] if found else None
 
-    def hand_in(self, barcode: str) -> None:
-        """Make a blank cartridge and lay it into a free import/export slot, as an operator does.
-        Raises ChangerError when there is none."""
-        with self._state() as state:
-            slot = free_slot(self._slots(state), SlotKind.DOOR)
-            if slot is None:
-                raise self._refused("no import/export slot is free")
-            (self._directory / barcode).touch(exist_ok=False)
-            self._place(state, barcode, slot.address)
-
     # --- inside
 
     def _slots(self, state: _State) -> list[Slot]:
@@ -200,7 +190,7 @@ class VirtualShelf:
 
     def _level(self, state: _State) -> None:
         """What was taken out is gone, what is new goes into a free storage slot that is nobody's
-        place, as far as there are any."""
+        place, or into a free import/export slot, as far as there are any."""
         there = {each.name for each in self._directory.iterdir() if _BARCODE.fullmatch(each.name)}
         known = {at for addresses in self._addresses.values() for at in addresses}
         for barcode, address in list(state.at.items()):
@@ -209,7 +199,8 @@ class VirtualShelf:
         state.home = {name: at for name, at in state.home.items() if name in state.at}
         for barcode in sorted(there - set(state.at)):
             taken = {*state.at.values(), *state.home.values()}
-            free = [at for at in self._addresses[SlotKind.STORAGE] if at not in taken]
+            places = (*self._addresses[SlotKind.STORAGE], *self._addresses[SlotKind.DOOR])
+            free = [at for at in places if at not in taken]
             if not free:
                 return
             self._place(state, barcode, free[0])
