@@ -345,8 +345,10 @@ def test_a_library_without_barcodes_is_searched_by_labels(tmp_path: Path) -> Non
         library.bring(bay, "SM0003", writable=False)
         assert VolumeReader(bay.medium).serial == "SM0003"
         assert lab.where() == home | {"SM0003L8": bay.address}
-        with pytest.raises(NoSuchVolume):
+        with pytest.raises(NoSuchVolume, match="SM0004"):
             library.bring(bay, "SM0004", writable=False)
+        with pytest.raises(NoSuchVolume, match="reads no barcodes"):
+            library.bring_blank(bay, ())
 
 
 # --- leases

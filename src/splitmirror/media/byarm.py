@@ -13,7 +13,14 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
-from splitmirror.errors import Busy, ChangerError, ChangerNotReady, MediumError, WrongMedium
+from splitmirror.errors import (
+    Busy,
+    ChangerError,
+    ChangerNotReady,
+    MediumError,
+    NoSuchVolume,
+    WrongMedium,
+)
 from splitmirror.media import END_OF_DATA
 from splitmirror.media.asking import Ask
 from splitmirror.media.bays import Bay
@@ -93,6 +100,7 @@ class ByArm:
             found.sort(key=lambda slot: (slot.address != bay.address, slot.kind is SlotKind.DOOR))
             return found[0] if found else None
 
+        self._require_barcodes()
         bad = 0
         while True:
             self._until(bay, candidate, "Put a blank cartridge with a barcode into the library")
@@ -266,6 +274,15 @@ class ByArm:
         slots = self._changer.inventory()
         unread = [str(slot.address) for slot in slots if slot.full and not slot.barcode]
         return f" (no barcode can be read in slot {', '.join(unread)})" if unread else ""
+
+    def _require_barcodes(self) -> None:
+        full = [slot for slot in self._changer.inventory() if slot.full]
+        if full and not any(slot.barcode for slot in full):
+            raise NoSuchVolume(
+                "the library reads no barcodes, so that a blank volume has no serial",
+                hint="Label one by hand: `splitmirror media load ADDRESS`, then `splitmirror media "
+                "label`.",
+            )
 
     def _has_unread(self, bay: Bay, serial: str, tried: set[int]) -> bool:
         """Whether the volume is among the cartridges of a library that reads no barcodes at all: it
