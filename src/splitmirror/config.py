@@ -23,6 +23,7 @@ from splitmirror.units import parse_size, size_setting
 if TYPE_CHECKING:
     from splitmirror.databases import Database
     from splitmirror.media import Medium
+    from splitmirror.media.library import Library
     from splitmirror.mirrors import Mirror
 
 DEFAULT_PATH = Path("/etc/splitmirror.toml")
@@ -139,6 +140,19 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         module, settings = driver("media", "medium", self.medium)
         opened: Medium = module.open_medium(settings)
         return opened
+
+    def open_library(self) -> Library:
+        """The drives, and the changer that they have or the person who is asked. Raises
+        ChangerError."""
+        from splitmirror.media.asking import ask_by
+        from splitmirror.media.library import Library
+
+        module, settings = driver("media", "medium", self.medium)
+        many = hasattr(module, "open_drives")
+        drives = module.open_drives(settings) if many else [module.open_medium(settings)]
+        changer = module.open_changer(settings) if hasattr(module, "open_changer") else None
+        leases = self.state / "leases"
+        return Library(drives, changer, leases=leases, ask=ask_by(settings))
 
 
 def load(path: Path, *, needed: Collection[Seam] = SEAMS.keys()) -> Config:

@@ -21,6 +21,7 @@ from splitmirror.errors import (
     SplitmirrorError,
 )
 from splitmirror.extents.trees import plan_trees
+from splitmirror.media import librarycheck
 from splitmirror.mirrors import Mirror
 from splitmirror.model import Filesystem, Finding
 from splitmirror.recover import holder_of
@@ -167,9 +168,12 @@ def _room_for_set(config: Config, filesystems: list[Filesystem]) -> Iterable[Fin
 
 
 def _left_on_medium(config: Config) -> int | None:
-    """Bytes left on the volume, or where it will be made. None: not known."""
+    """Bytes left on the volume, or where it will be made. None: not known, or not without moving
+    the volume into a drive."""
     medium = config.open_medium()
     try:
+        if _has_changer(config):
+            return None
         writing.look_at_volume(medium, config.volume)
         return medium.capacity.left
     except NoSuchVolume:
@@ -181,6 +185,11 @@ def _left_on_medium(config: Config) -> int | None:
         medium.unload()
 
 
+def _has_changer(config: Config) -> bool:
+    with config.open_library() as library:
+        return library.has_changer
+
+
 def _place_of_volume(config: Config) -> Path | None:
     """The directory of a medium that is a file."""
     path = config.medium.get("path")
@@ -188,6 +197,10 @@ def _place_of_volume(config: Config) -> Path | None:
 
 
 def _medium(config: Config) -> Iterable[Finding]:
+    with config.open_library() as library:
+        if library.has_changer:
+            yield from librarycheck.examine(library, [config.volume])
+            return
     medium = config.open_medium()
     try:
         try:

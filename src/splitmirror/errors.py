@@ -222,6 +222,18 @@ class MediumDamaged(MediumError):
     exit_code = 53
 
 
+class ChangerError(SplitmirrorError):
+    """The changer of a tape library refused a move or failed."""
+
+    exit_code = 55
+
+
+class ChangerNotReady(ChangerError):
+    """The changer cannot be used right now: its door is open, or it is out of service."""
+
+    exit_code = 57
+
+
 # --- catalogue and restore: 60-69
 
 

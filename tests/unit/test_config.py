@@ -9,6 +9,7 @@ import pytest
 from splitmirror import config
 from splitmirror.drivers import drivers
 from splitmirror.errors import ConfigError
+from splitmirror.media.changer import SlotKind
 from splitmirror.model import Check, Mode
 
 GOOD = """
@@ -117,3 +118,52 @@ def test_a_driver_for_tests_is_neither_taken_from_a_file_nor_offered(
     assert "memory" not in caught.value.hint
     assert "memory" not in drivers(seam)
     assert "memory" in drivers(seam, for_tests=True)
+
+
+SHELF = GOOD.replace('path = "/backup/SM0001.tap"', "shelf = '/shelf'")
+
+
+def test_a_virtual_library_has_drives_and_a_changer(tmp_path: Path) -> None:
+    (tmp_path / "shelf").mkdir()
+    (tmp_path / "shelf" / "SM0001L8").touch()
+    text = SHELF.replace("/shelf", str(tmp_path / "shelf")) + "drives = 2\nslots = 3\ndoors = 2\n"
+    loaded = load(tmp_path, f"state_dir = '{tmp_path}/state'\n" + text)
+    with loaded.open_library() as library:
+        kinds = [slot.kind for slot in library.inventory()]
+        assert [kinds.count(kind) for kind in SlotKind] == [3, 2, 2]
+        with library.lease(2) as bays:
+            assert len(bays) == 2
+    assert len(list((tmp_path / "state" / "leases").iterdir())) == 2
+
+
+def test_one_virtual_tape_is_a_library_of_one_drive_without_a_changer(tmp_path: Path) -> None:
+    loaded = load(tmp_path, f"state_dir = '{tmp_path}/state'\n" + GOOD)
+    with loaded.open_library() as library:
+        assert not library.has_changer
+        assert [bay.name for bay in library.bays] == ["/backup/SM0001.tap"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("path = '/one.tap'", "either a `path` or a `shelf`"),
+        ("drives = 0", r"\[medium\] drives is 0"),
+        ("slots = 0", r"\[medium\] slots is 0"),
+        ("doors = 100", r"\[medium\] doors is 100"),
+        ("notify_poll_s = 0", "notify_poll_s is 0"),
+        ("notify = 3", "notify"),
+    ],
+)
+def test_a_wrong_library_is_named(wrong: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(tmp_path, SHELF + wrong)
+
+
+def test_a_shelf_is_absolute(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="shelf = 'shelf' is not absolute"):
+        load(tmp_path, SHELF.replace("/shelf", "shelf"))
+
+
+def test_a_medium_has_a_path_or_a_shelf(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="either a `path` or a `shelf`"):
+        load(tmp_path, SHELF.replace("shelf = '/shelf'", ""))

@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from splitmirror import __version__, config
+from splitmirror.cli import library
 from splitmirror.cli import show as words
 from splitmirror.cli.demo import demo
+from splitmirror.cli.media import media_app
+from splitmirror.cli.options import DEFAULT, ConfigPath, Json
 from splitmirror.cli.output import plain, print_json, terminal_watch
 from splitmirror.config import Config
 from splitmirror.errors import MirrorError, NeedsRecovery, UnsafeMirror
@@ -38,19 +41,15 @@ catalog_app = typer.Typer(no_args_is_help=True, help="The index of what was back
 mirror_app = typer.Typer(no_args_is_help=True, help="Start and stop a mirror that is ours to run.")
 app.add_typer(catalog_app, name="catalog")
 app.add_typer(mirror_app, name="mirror")
+app.add_typer(media_app, name="media")
+library.add_commands(media_app)
 app.command()(demo)
 
-ConfigPath = Annotated[
-    Path,
-    typer.Option("--config", "-c", envvar="SPLITMIRROR_CONFIG", help="The configuration file."),
-]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document instead of words.")]
 SetId = Annotated[str, typer.Argument(help="A set's id, the beginning of one, or `latest`.")]
 Patterns = Annotated[
     list[str] | None,
     typer.Argument(help="Names or globs in the set; a directory means all below it."),
 ]
-DEFAULT = config.DEFAULT_PATH
 
 
 @app.callback(invoke_without_command=True)

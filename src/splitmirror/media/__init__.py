@@ -1,7 +1,9 @@
 """The medium seam: sequential media as tape sees them. One medium, one file in this folder.
 
-A medium module has `Settings` (a msgspec.Struct) and `open_medium(settings) -> Medium`. It is found
-by its name in the configuration. What lies on a medium is a sequence of objects: records (blocks)
+A medium module has `Settings` (a msgspec.Struct) and `open_medium(settings) -> Medium`; it may have
+`open_drives(settings) -> list[Medium]` where it can have several, and `open_changer(settings) ->
+Changer | None` where something puts volumes into them (`changer`, `library`). It is found by its
+name in the configuration. What lies on a medium is a sequence of objects: records (blocks)
 and filemarks, counted from 0 at the beginning of the volume, as SCSI's LOCATE counts them (SSC-3,
 logical object identifier).
 """
@@ -99,6 +101,30 @@ class Medium(Protocol):
 
     @property
     def capacity(self) -> Capacity: ...
+
+
+@runtime_checkable
+class Ejecting(Protocol):
+    """What a medium has that keeps a volume in until it is told otherwise."""
+
+    def eject(self) -> None:
+        """Unload, and let the volume out for a hand or a changer to take. None in it: harmless."""
+        ...
+
+
+@runtime_checkable
+class Identified(Protocol):
+    """What a medium has that is told from others."""
+
+    @property
+    def name(self) -> str:
+        """What people and leases call it: the path of its device, mostly."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """Its serial number, by which a changer knows it; "" when that is not known."""
+        ...
 
 
 Place = tuple[int, int]

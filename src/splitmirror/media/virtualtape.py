@@ -25,8 +25,6 @@ from collections.abc import Sequence
 from itertools import accumulate, groupby
 from pathlib import Path
 
-import msgspec
-
 from splitmirror.errors import (
     Busy,
     ConfigError,
@@ -36,47 +34,69 @@ from splitmirror.errors import (
     NoSuchVolume,
     WrongMedium,
 )
-from splitmirror.media import END_OF_DATA, FILEMARK, Block, Capacity, Limits, Mark, Place, simh
+from splitmirror.media import (
+    END_OF_DATA,
+    FILEMARK,
+    Block,
+    Capacity,
+    Limits,
+    Mark,
+    Medium,
+    Place,
+    simh,
+)
 from splitmirror.media.bulk import ALIGNED, BulkReader
 from splitmirror.media.simh import END_WORD, LARGEST, WORD, Index, Stop, stride
-from splitmirror.units import parse_size, show_size, size_setting
+from splitmirror.media.virtualshelf import ShelfDrive, ShelfSettings, VirtualShelf
+from splitmirror.units import parse_size, show_size
 
 _WRITE_BEHIND = 16 << 20  # bytes after which the disk is set to work and the page cache relieved
 _FIRST_RECORD = 80  # bytes of the label that every volume of ours begins with
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`capacity`: the largest size of the file; without it the filesystem's room is the limit.
-    `early_warning`: how much room is left when the early warning comes; the trailer must fit."""
+class Settings(ShelfSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`path`: the one volume; or `shelf`: a library of them."""
 
-    path: str
-    capacity: str | int | None = None
-    early_warning: str | int = "16MiB"
+    path: str = ""
 
     def __post_init__(self) -> None:
-        if not Path(self.path).is_absolute():
+        super().__post_init__()
+        if bool(self.path) == bool(self.shelf):
+            raise ConfigError(
+                "[medium] of a virtual tape has either a `path` or a `shelf`",
+                hint="Give it the path of one volume's file, or the directory of a library.",
+            )
+        if self.path and not Path(self.path).is_absolute():
             raise ConfigError(
                 f"[medium] path = {self.path!r} is not absolute", hint="Begin it with a slash."
             )
-        early = size_setting("[medium] early_warning", self.early_warning)
-        if self.capacity is None:
-            return
-        if size_setting("[medium] capacity", self.capacity) <= early:
-            raise ConfigError(
-                f"[medium] capacity {self.capacity} is not above early_warning "
-                f"{self.early_warning}",
-                hint="Give the volume more capacity, or a smaller early_warning.",
-            )
+
+    def tape(self, path: Path) -> VirtualTape:
+        """The virtual tape in a file, which is not touched before `load`."""
+        return VirtualTape(
+            path,
+            capacity=None if self.capacity is None else parse_size(self.capacity),
+            early_warning=parse_size(self.early_warning),
+        )
 
 
-def open_medium(settings: Settings) -> VirtualTape:
-    """The virtual tape of these settings; the file is not touched before `load`."""
-    return VirtualTape(
-        Path(settings.path),
-        capacity=None if settings.capacity is None else parse_size(settings.capacity),
-        early_warning=parse_size(settings.early_warning),
-    )
+def open_medium(settings: Settings) -> Medium:
+    """The virtual tape of these settings, or the library's first drive."""
+    return open_drives(settings)[0]
+
+
+def open_drives(settings: Settings) -> list[Medium]:
+    """The one virtual tape, or the drives of the library."""
+    if settings.path:
+        return [settings.tape(Path(settings.path))]
+    shelf = settings.open_shelf()
+    return [ShelfDrive(shelf, at, VirtualTape.limits, settings.tape) for at in shelf.drives]
+
+
+def open_changer(settings: Settings) -> VirtualShelf | None:
+    """The library; None: there is one volume only."""
+    return settings.open_shelf() if settings.shelf else None
 
 
 class VirtualTape:
@@ -102,6 +122,14 @@ class VirtualTape:
         self._failed = False  # a sync failed: what is on the disk is unknown until loaded anew
 
     # --- loading
+
+    @property
+    def name(self) -> str:
+        return str(self._path)
+
+    @property
+    def device(self) -> str:
+        return ""
 
     def load(self, *, writable: bool) -> None:
         if self._handle is not None and (self._writable, self._failed) == (writable, False):

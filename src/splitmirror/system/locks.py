@@ -36,3 +36,16 @@ def held_by(pid: int) -> tuple[FileLock, ...]:
         for line in Path("/proc/locks").read_text().splitlines()
         if (fields := line.split())[1] == "POSIX" and fields[4] == str(pid)
     )
+
+
+def flocked_by(path: Path) -> int | None:
+    """The process of our pid namespace that holds a lock by flock(2) on a file; None: there is
+    none, or no such file."""
+    if not path.exists():
+        return None
+    ino = path.stat().st_ino
+    for line in Path("/proc/locks").read_text().splitlines():
+        fields = line.split()
+        if fields[1] == "FLOCK" and int(fields[5].rpartition(":")[2]) == ino:
+            return int(fields[4])
+    return None
