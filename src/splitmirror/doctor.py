@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from splitmirror import journal, preflight, writing
+from splitmirror import journal, preflight
 from splitmirror.backup import filesystems_of
 from splitmirror.catalog import Catalog
 from splitmirror.config import Config
@@ -21,6 +21,7 @@ from splitmirror.errors import (
     SplitmirrorError,
 )
 from splitmirror.extents.trees import plan_trees
+from splitmirror.media.volume import look_at_volume
 from splitmirror.mirrors import Mirror
 from splitmirror.model import Filesystem, Finding
 from splitmirror.recover import holder_of
@@ -170,7 +171,7 @@ def _left_on_medium(config: Config) -> int | None:
     """Bytes left on the volume, or where it will be made. None: not known."""
     medium = config.open_medium()
     try:
-        writing.look_at_volume(medium, config.volume)
+        look_at_volume(medium, config.volume)
         return medium.capacity.left
     except NoSuchVolume:
         place = _place_of_volume(config)
@@ -191,7 +192,7 @@ def _medium(config: Config) -> Iterable[Finding]:
     medium = config.open_medium()
     try:
         try:
-            writing.look_at_volume(medium, config.volume)
+            look_at_volume(medium, config.volume)
         except NoSuchVolume as problem:
             place = _place_of_volume(config)
             if place is not None and not place.is_dir():
