@@ -170,7 +170,7 @@ def bring_back(order: Order) -> Report:
         with meter.over("restore"), Catalog.open(loaded.catalog_path) as catalog:
             set_id = catalog.get("latest").set_id
             to = Path(order.target, target)
-            report = restore(loaded.open_medium(), catalog, set_id, names, to)
+            report = restore(loaded.open_supply(), catalog, set_id, names, to)
     return _report(meter, None, files=report.files, stored_bytes=report.bytes)
 
 

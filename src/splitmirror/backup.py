@@ -16,10 +16,12 @@ from datetime import UTC, datetime
 from typing import cast
 
 from splitmirror import writing
+from splitmirror.beside import copy_outside
 from splitmirror.catalog import Catalog
 from splitmirror.config import BackupOptions, Config
 from splitmirror.databases import Database, Layout, RedoFile
 from splitmirror.errors import (
+    ConfigError,
     LegError,
     NoRoom,
     NoSuchVolume,
@@ -40,7 +42,7 @@ from splitmirror.extents.views import LegView, PrimaryView
 from splitmirror.freeze import Freeze
 from splitmirror.guard import Guard
 from splitmirror.hold import Hold
-from splitmirror.media import Medium
+from splitmirror.media.supply import Supply
 from splitmirror.mirrors import Feature, Mirror, Preparing, Suspending
 from splitmirror.model import (
     BackupSet,
@@ -53,11 +55,13 @@ from splitmirror.model import (
     Phase,
     Tree,
 )
+from splitmirror.notes import Trusted, json_of
 from splitmirror.preflight import attached, require_root, stop_at_first, would_freeze
 from splitmirror.progress import Progress, Watch, unwatched
 from splitmirror.run import Run
 from splitmirror.stream.plan import Plan, plan_parts
 from splitmirror.stream.speed import measured_rate
+from splitmirror.stretches import Job
 from splitmirror.system import filesystems
 from splitmirror.system.deadline import deadline
 from splitmirror.system.process import boot_id
@@ -73,7 +77,7 @@ class Tools:
 
     mirror: Mirror
     database: Database
-    medium: Medium
+    supply: Supply
     catalog: Catalog
 
 
@@ -113,7 +117,7 @@ def backup(config: Config, watch: Watch = unwatched) -> BackupSet:
         with run.phase("map", options.map_deadline_s):
             early = map_early(tools, changes, watch("map"))
             off_roots = (*early.layout.outside, *early.layout.bare)
-            outside = writing.copy_outside(off_roots, run.directory / "outside")
+            outside = copy_outside(off_roots, run.directory / "outside")
         with thrown_away_on_failure(run, tools.mirror):
             with standstill(config, run, tools, early.trees) as hold:
                 with run.phase("quiesce", options.quiesce_deadline_s):
@@ -148,7 +152,7 @@ def write(
     config: Config,
     run: Run,
     tools: Tools,
-    trusted: writing.Trusted,
+    trusted: Trusted,
     counts: MapCounts,
     plan: Plan,
     watch: Watch,
@@ -158,7 +162,7 @@ def write(
     with run.phase("backup", config.backup.write_deadline_s):
         leg = tools.mirror.leg(run.set_id, config.backup.leg_deadline_s)
         to_measure = parse_size(config.backup.measure_leg)
-        job = writing.Job(
+        job = Job(
             trusted=trusted,
             backup_set=replace(trusted.backup_set, maps=counts, phases=tuple(run.phases)),
             plan=plan,
@@ -168,7 +172,7 @@ def write(
         )
         return writing.write_set(
             job,
-            medium=tools.medium,
+            supply=tools.supply,
             directory=run.directory,
             journal=run.journal,
             progress=watch("backup"),
@@ -189,7 +193,7 @@ def clean_up(config: Config, run: Run, tools: Tools, written: writing.Written) -
     ended = replace(written.backup_set, phases=tuple(run.phases), ended=datetime.now(UTC))
     with said_to_be_whole(run.set_id):
         tools.catalog.amend(ended)
-        run.journal.record("recorded", set=writing.json_of(ended))
+        run.journal.record("recorded", set=json_of(ended))
     run.clear()
     return ended
 
@@ -227,11 +231,11 @@ def opened(config: Config) -> Iterator[Tools]:
     with ExitStack() as stack:
         mirror = config.open_mirror()
         stack.callback(mirror.close)
-        medium = config.open_medium()
-        stack.callback(medium.unload)
+        supply = config.open_supply()
+        stack.callback(supply.close)
         catalog = Catalog.open(config.catalog_path)
         stack.callback(catalog.close)
-        yield Tools(mirror=mirror, database=config.open_database(), medium=medium, catalog=catalog)
+        yield Tools(mirror=mirror, database=config.open_database(), supply=supply, catalog=catalog)
 
 
 def look_first(config: Config, tools: Tools) -> None:
@@ -242,8 +246,19 @@ def look_first(config: Config, tools: Tools) -> None:
     trees = plan_trees(layout.roots, tools.mirror.volumes(), layout.keep)
     stop_at_first(would_freeze(config, filesystems_of(trees)))
     stop_at_first(tools.mirror.preflight(filesystems_of(trees)))
+    require_streams(config, tools.supply)
     with suppress(NoSuchVolume):  # it is made when everything else is well
-        writing.look_at_volume(tools.medium, config.volume)
+        tools.supply.look()
+
+
+def require_streams(config: Config, supply: Supply) -> None:
+    """Raises ConfigError when there are fewer drives than streams are wanted."""
+    if config.backup.streams > supply.streams:
+        raise ConfigError(
+            f"[backup] streams is {config.backup.streams}, but {supply.streams} volumes can be "
+            "written at once",
+            hint="Take fewer streams, or give the medium more drives.",
+        )
 
 
 def map_early(tools: Tools, changes: Changes, progress: Progress) -> Early:
@@ -260,7 +275,7 @@ def map_early(tools: Tools, changes: Changes, progress: Progress) -> Early:
     with PrimaryView(trees) as view:
         table = scan(view, trees, layout.keep, progress=progress)
     stop_at_first(tools.mirror.preflight(filesystems_of(trees)))
-    tools.medium.load(writable=True)
+    tools.supply.take()
     return Early(layout=layout, trees=trees, table=table, known=Known(table))
 
 
@@ -324,17 +339,17 @@ def discover(run: Run, tools: Tools, early: Early, changes: Changes, mode: Mode)
 
 
 def prepare(config: Config, run: Run, tools: Tools, found: Seen) -> None:
-    """Is there room on the medium for what was found? An estimate, on the large side.
+    """Is there room on the media for what was found? An estimate, on the large side.
 
     In hot mode writers go on, and the split is prepared now: what the quiesce itself wrote, a
     checkpoint mostly, is on the mirror then, and the split's copies do not hold up the thaw.
     """
-    left = tools.medium.capacity.left
+    left = tools.supply.left
     needed = found.table.stored_bytes + len(found.table) * MEMBER_TAKES
     needed += needed // config.part_size * config.block_size + 2 * config.block_size
     if left is not None and needed > left:
         raise NoRoom(
-            f"the set needs {show_size(needed)}, volume {config.volume} has {show_size(left)} left",
+            f"the set needs {show_size(needed)}, the medium has {show_size(left)} left",
             hint="Take another volume (change `volume` and the medium's path) or a larger one.",
         )
     if config.backup.mode is Mode.HOT:
@@ -402,7 +417,7 @@ def trust(
     found: Seen,
     copied: tuple[RedoFile, ...],
     watched: str,
-) -> writing.Trusted:
+) -> Trusted:
     """The hold lasted and the redo log lies synced: from here on a crash resumes the backup."""
     backup_set = BackupSet(
         set_id=run.set_id,
@@ -422,13 +437,13 @@ def trust(
         facts=tools.database.facts(),
         watch=watched,
     )
-    trusted = writing.Trusted(
+    trusted = Trusted(
         backup_set=backup_set,
         trees=found.trees,
         copied=copied,
-        volume=config.volume,
         block_size=config.block_size,
         part_size=config.part_size,
+        streams=config.backup.streams,
     )
     run.journal.record("trusted", digest=trusted.save(run.directory / "trusted"))
     return trusted
@@ -447,7 +462,7 @@ def pause_parts(options: BackupOptions, hold: Hold, phases: list[Phase]) -> dict
     return {"freeze": parts["freeze"], **held, "thaw": parts["thaw"]}
 
 
-def plan_writing(run: Run, trusted: writing.Trusted, layout: Layout, checked: Checked) -> Plan:
+def plan_writing(run: Run, trusted: Trusted, layout: Layout, checked: Checked) -> Plan:
     """Which file goes where, durable before the first block is written."""
     plan = plan_parts(checked.table, checked.table.ordered(layout.order), trusted.part_size)
     digest = plan.save(run.directory / "plan")

@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     from splitmirror.databases import Database
     from splitmirror.media import Medium
     from splitmirror.media.library import Library
+    from splitmirror.media.supply import Supply
     from splitmirror.mirrors import Mirror
 
 DEFAULT_PATH = Path("/etc/splitmirror.toml")
 _LONGEST_S = 1e9  # 31 years; a timer's clock counts nanoseconds in 63 bits
+_MOST_STREAMS = 16  # each has three windows of 64 MiB, two processes and some threads
 SEAMS: Final[dict[Seam, str]] = {"mirrors": "mirror", "databases": "database", "media": "medium"}
 """The table of each seam's driver."""
 TO_READ: Final[tuple[Seam, ...]] = ("media",)
@@ -36,7 +38,8 @@ TO_START: Final[tuple[Seam, ...]] = ("media", "databases")
 
 class BackupOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[backup]`: how a backup is made. Deadlines in seconds. `measure_leg`: so much of the leg is
-    read by itself before the files are, to tell how much of its rate the backup reached; 0: not."""
+    read by itself before the files are, to tell how much of its rate the backup reached; 0: not.
+    `streams`: so many volumes are written at once, each with its stretch of the set."""
 
     mode: Mode = Mode.HOT
     check: Check = Check.QUIESCED
@@ -44,6 +47,7 @@ class BackupOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     part_size: str | int = "1GiB"
     block_size: str | int = "256KiB"
     measure_leg: str | int = 0
+    streams: int = 1
     freeze_deadline_s: float = 10.0
     quiesce_deadline_s: float = 600.0
     synchronize_deadline_s: float = 86_400.0
@@ -65,6 +69,11 @@ class BackupOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             raise ConfigError(
                 f"[backup] part_size {self.part_size} is below 16 blocks of {self.block_size}",
                 hint="Take 1GiB for files, 8GiB for tape.",
+            )
+        if not 1 <= self.streams <= _MOST_STREAMS:
+            raise ConfigError(
+                f"[backup] streams is {self.streams}",
+                hint=f"Take 1, or the number of drives, {_MOST_STREAMS} at most.",
             )
         for key in self.__struct_fields__:
             limit_s = getattr(self, key)
@@ -153,6 +162,12 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         changer = module.open_changer(settings) if hasattr(module, "open_changer") else None
         leases = self.state / "leases"
         return Library(drives, changer, leases=leases, ask=ask_by(settings))
+
+    def open_supply(self) -> Supply:
+        """Where volumes come from."""
+        from splitmirror.media.supply import OneVolume
+
+        return OneVolume(self.open_medium(), self.volume)
 
 
 def load(path: Path, *, needed: Collection[Seam] = SEAMS.keys()) -> Config:

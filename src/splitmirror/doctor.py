@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from splitmirror import journal, preflight, writing
+from splitmirror import journal, preflight
 from splitmirror.backup import filesystems_of
 from splitmirror.catalog import Catalog
 from splitmirror.config import Config
@@ -22,6 +22,7 @@ from splitmirror.errors import (
 )
 from splitmirror.extents.trees import plan_trees
 from splitmirror.media import librarycheck
+from splitmirror.media.volume import look_at_volume
 from splitmirror.mirrors import Mirror
 from splitmirror.model import Filesystem, Finding
 from splitmirror.recover import holder_of
@@ -174,7 +175,7 @@ def _left_on_medium(config: Config) -> int | None:
     try:
         if _has_changer(config):
             return None
-        writing.look_at_volume(medium, config.volume)
+        look_at_volume(medium, config.volume)
         return medium.capacity.left
     except NoSuchVolume:
         place = _place_of_volume(config)
@@ -204,7 +205,7 @@ def _medium(config: Config) -> Iterable[Finding]:
     medium = config.open_medium()
     try:
         try:
-            writing.look_at_volume(medium, config.volume)
+            look_at_volume(medium, config.volume)
         except NoSuchVolume as problem:
             place = _place_of_volume(config)
             if place is not None and not place.is_dir():

@@ -21,7 +21,7 @@ from splitmirror.archive.clearing import needed, room
 from splitmirror.catalog import Lookup
 from splitmirror.databases import Database, RunningCopy
 from splitmirror.errors import CopyFailed, NoRoom
-from splitmirror.media import Medium
+from splitmirror.media.supply import ReadSupply
 from splitmirror.model import BackupSet
 from splitmirror.progress import Progress, silent
 from splitmirror.restore import OUTSIDE, restore, roots_of
@@ -66,7 +66,7 @@ class DrillReport(Generic[T]):
 
 
 def drill(
-    medium: Medium,
+    supply: ReadSupply,
     catalog: Lookup,
     set_id: str,
     database: Database,
@@ -86,7 +86,7 @@ def drill(
     with _scratch(backup_set, scratch) as place:
         target = place / "set"
         restored = restore(
-            medium, catalog, backup_set.set_id, (), target, database=database, progress=progress
+            supply, catalog, backup_set.set_id, (), target, database=database, progress=progress
         )
         restored_s = monotonic()
         roots = roots_of(catalog, backup_set, target)

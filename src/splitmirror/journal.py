@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,7 +48,8 @@ def _parse(line: bytes) -> Record:
 
 
 class Journal:
-    """The open journal of a running run. One writer; the run's lock sees to that."""
+    """The open journal of a running run. Thread-safe; the run's lock sees to it that there is one
+    writing process."""
 
     def __init__(self, directory: Path) -> None:
         """Opens the journal in `directory`, or begins it there; cuts off a torn tail."""
@@ -57,6 +59,7 @@ class Journal:
         self._fd = os.open(self._path, flags, 0o600)
         os.ftruncate(self._fd, whole)
         self._held: list[Record] | None = None
+        self._writing = threading.Lock()
         if not whole:
             _sync_directory(directory)
 
@@ -69,19 +72,20 @@ class Journal:
         self._write(_pack(record))
 
     def _write(self, lines: bytes) -> None:
-        before = os.fstat(self._fd).st_size
         view = memoryview(lines)
-        try:
-            while view:
-                view = view[os.write(self._fd, view) :]
-            os.fdatasync(self._fd)
-        except OSError as error:
-            os.ftruncate(self._fd, before)  # half a line would spoil the next one
-            raise NoRoom(
-                f"the journal {self._path} cannot be written: {error.strerror}",
-                hint=f"Make room on the filesystem of {self._path.parent}, then run `splitmirror "
-                "recover`.",
-            ) from error
+        with self._writing:
+            before = os.fstat(self._fd).st_size
+            try:
+                while view:
+                    view = view[os.write(self._fd, view) :]
+                os.fdatasync(self._fd)
+            except OSError as error:
+                os.ftruncate(self._fd, before)  # half a line would spoil the next one
+                raise NoRoom(
+                    f"the journal {self._path} cannot be written: {error.strerror}",
+                    hint=f"Make room on the filesystem of {self._path.parent}, then run "
+                    "`splitmirror recover`.",
+                ) from error
 
     @contextmanager
     def silent(self) -> Iterator[None]:

@@ -320,9 +320,9 @@ class MapCounts:
 class Speed:
     """How fast the files went from the leg to the medium.
 
-    `stages`: seconds in each. They overlap, and several threads read at once; packing (hashing
-    included) and the two kinds of waiting make up the whole time. `leg_rate`: bytes a second of the
-    leg read by itself beforehand; None: not measured.
+    `stages`: seconds in each, of all streams. They overlap, and several threads read at once;
+    packing (hashing included) and the two kinds of waiting make up the whole time of each stream.
+    `leg_rate`: bytes a second of the leg read by itself beforehand; None: not measured.
     """
 
     bytes: int
@@ -335,6 +335,24 @@ class Speed:
     def rate(self) -> float:
         """Bytes a second."""
         return self.bytes / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeUse:
+    """What of a set lies on one volume, and how that was fed to its drive.
+
+    `bytes`: of its parts, with headers and padding. `full`: the set goes on on another volume
+    because nothing more fitted. `stalls`: how often the drive stopped because nothing was there for
+    it to write, `stalled_s` for how long. `notes`: what a person should know, in words.
+    """
+
+    volume: str
+    parts: int = 0
+    bytes: int = 0
+    full: bool = False
+    stalls: int = 0
+    stalled_s: float = 0.0
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -363,3 +381,4 @@ class BackupSet:
     trees: tuple[tuple[bytes, bytes], ...] = ()  # (name in the set, original path)
     facts: Mapping[str, str] = field(default_factory=dict)  # the database's own: version, ...
     speed: Speed | None = None  # of the part of the backup that ran to its end in one go
+    volumes: tuple[VolumeUse, ...] = ()  # the one with the set's catalogue is the last

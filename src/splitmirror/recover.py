@@ -17,6 +17,7 @@ from splitmirror.extents.table import FileTable
 from splitmirror.guard import release_by_hand, wait_for_guards
 from splitmirror.journal import Record
 from splitmirror.model import BackupSet, MapCounts, Session
+from splitmirror.notes import Notes, Trusted, from_json
 from splitmirror.preflight import stop_at_first
 from splitmirror.progress import Watch, unwatched
 from splitmirror.run import Run, ended, unfinished
@@ -101,14 +102,14 @@ def _finish(
     """Carry a backup to its end from where it stood; None when its split was not trusted."""
     if (text := _fact(records, "recorded", "set")) is not None:
         run.clear()
-        return writing.from_json(text, BackupSet)
+        return from_json(text, BackupSet)
     if (text := _fact(records, "written", "set")) is not None:
-        notes = writing.Notes(run.directory, run.journal)
-        written = writing.whole_set(writing.from_json(text, BackupSet), notes)
+        notes = Notes(run.directory, run.journal)
+        written = writing.whole_set(from_json(text, BackupSet), notes)
         return clean_up(config, run, tools, written)
     if (digest := _fact(records, "trusted", "digest")) is None:
         return None
-    trusted = writing.Trusted.load(run.directory / "trusted", digest)
+    trusted = Trusted.load(run.directory / "trusted", digest)
     planned = next((record for record in reversed(records) if record.kind == "plan"), None)
     if planned is not None:
         plan = Plan.load(run.directory / "plan", planned.facts["digest"])
@@ -119,9 +120,7 @@ def _finish(
     return clean_up(config, run, tools, written)
 
 
-def _plan_anew(
-    config: Config, run: Run, tools: Tools, trusted: writing.Trusted
-) -> tuple[Plan, MapCounts]:
+def _plan_anew(config: Config, run: Run, tools: Tools, trusted: Trusted) -> tuple[Plan, MapCounts]:
     """The check against the leg was cut off: make it again, from the leg's metadata alone."""
     with run.phase("check", config.backup.leg_deadline_s):
         leg = tools.mirror.leg(run.set_id, config.backup.leg_deadline_s)

@@ -1,8 +1,9 @@
 """The recipe: how one file, a subtree or a whole set comes back from the medium.
 
 `restore` reads from top to bottom as it is done: find out what is wanted and where it lies, look
-whether it may and can be put there, read the medium once forwards, check each file by its hash
-while it is written, make all of it durable, and let the database make itself ready.
+whether it may and can be put there, read each volume once forwards (several at once where there are
+drives for them), check each file by its hash while it is written, make all of it durable, and let
+the database make itself ready.
 
 Below a target, members stand under their names in the set: target/data, target/wal,
 target/tblspc/16385, target/outside/etc/... With `original`, each tree goes to the path it came
@@ -12,8 +13,8 @@ from. A damaged file leaves nothing under its name: at its original place the ol
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence, Set
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -26,18 +27,13 @@ from splitmirror.archive.ground import Anchor
 from splitmirror.archive.hands import Hands, hands_for
 from splitmirror.archive.incomplete import marked_incomplete
 from splitmirror.archive.putting import Mismatch, Putter
-from splitmirror.archive.seeking import (
-    PartReader,
-    Recorded,
-    loaded,
-    require_part,
-    require_volume,
-)
-from splitmirror.catalog import Lookup
+from splitmirror.archive.seeking import PartReader, Recorded, require_part
+from splitmirror.bringing import Bringing, OnVolume, Told, on_volumes
+from splitmirror.catalog import Located, Lookup
 from splitmirror.catalog.looking import Extent
 from splitmirror.errors import ConfigError, NoSuchFile, NoSuchSet, VerifyFailed
 from splitmirror.media import Medium
-from splitmirror.media.walking import VolumeReader
+from splitmirror.media.supply import Loaded, ReadSupply
 from splitmirror.model import BackupSet, Kind
 from splitmirror.progress import Progress, silent
 
@@ -69,7 +65,7 @@ class RestoreReport:
 
 
 def restore(
-    medium: Medium,
+    supply: ReadSupply,
     catalog: Lookup | None,
     set_id: str,
     patterns: Sequence[bytes],
@@ -83,30 +79,31 @@ def restore(
     """Restore the members that match `patterns` (none: the whole set) below `target`, which must
     be empty or absent, or with `original`, and no target, to where they came from.
 
-    Without a catalogue the set's own is read off the medium. At the original place files are
-    replaced one by one, each at one instant; of a whole set, what the set does not hold goes first
-    (but directories directly in a tree's root stay: another server's may lie there). A target is
-    marked as incomplete until everything in it is durable. A whole set is made ready by `database`.
-    Nothing is ever written outside the target, whatever the medium says.
+    Without a catalogue the set's own is read off the volumes at hand. At the original place files
+    are replaced one by one, each at one instant; of a whole set, what the set does not hold goes
+    first (but directories directly in a tree's root stay: another server's may lie there). A target
+    is marked as incomplete until everything in it is durable. A whole set is made ready by
+    `database`. Nothing is ever written outside the target, whatever the medium says.
 
     Raises NoSuchSet, NoSuchFile, TargetNotEmpty, Busy (the original is in use), NoRoom,
-    WrongMedium, OutsideTarget; VerifyFailed, with the report as a fact, when everything else was
-    restored but some files are damaged (`keep_damaged`: what was read of them is in NAME.damaged).
-    A second call after a failure is harmless at the original place; a target must be emptied.
+    NoSuchVolume, WrongMedium, OutsideTarget; VerifyFailed, with the report as a fact, when
+    everything else was restored but some files are damaged (`keep_damaged`: what was read of them
+    is in NAME.damaged). A second call after a failure is harmless at the original place; a target
+    must be emptied.
     """
-    with loaded(medium) as volume, _index(medium, volume, catalog, set_id) as index:
+    with _index(supply, catalog, set_id) as index, Bringing(supply) as bringing:
         backup_set = index.get(set_id)
         whole = not patterns
         wanted = _select(index, backup_set, patterns)
         anchors = _anchors(backup_set, target, original)
-        windows = Windows()
-        readers = _Readers(medium, volume, index, backup_set, windows)
-        readers.require(wanted.parts)
+        volumes = on_volumes(index.parts(backup_set.set_id), wanted.parts)
+        _require(supply, bringing, volumes)
         _look_first(target, anchors, wanted)
         removed = 0
         if original and whole:
             removed = clear(anchors, index.kinds(backup_set.set_id).get)
         originals = () if original else tuple(path for _, path in backup_set.trees)
+        windows = Windows(bringing.at_once(volumes))
         with _marked(target, backup_set):
             with (
                 Hands(
@@ -124,11 +121,14 @@ def restore(
                     originals=originals,
                 ) as putter,
             ):
-                readers.hand_over = hands.flush
-                members = index.stretches(backup_set.set_id, patterns)
-                _put_all(putter, readers, members, wanted.stored, progress)
+                told = Told(progress, wanted.stored)
+                putting = _Putting(
+                    putter, hands, windows, bringing, index, backup_set.set_id, patterns, told,
+                    volumes[0],
+                )  # fmt: skip
+                bringing.each(volumes, putting.volume)
                 putter.end()
-                _put_links_left(putter, readers, index, backup_set)
+                putting.links_left()
                 if not whole and not original:
                     _make_above(hands, index, backup_set, patterns)
                 putter.settle()
@@ -170,17 +170,15 @@ def roots_of(index: Lookup, backup_set: BackupSet, target: Path | None) -> dict[
 
 
 @contextmanager
-def _index(
-    medium: Medium, volume: VolumeReader, catalog: Lookup | None, set_id: str
-) -> Iterator[Lookup]:
-    """The catalogue, or one made from the medium, for this set."""
+def _index(supply: ReadSupply, catalog: Lookup | None, set_id: str) -> Iterator[Lookup]:
+    """The catalogue, or one made from the volumes at hand, for this set."""
     if catalog is not None:
         yield catalog
         return
     from splitmirror.catalog.rebuild import record_sets, temporary_catalog
 
     with temporary_catalog() as index:
-        record_sets(medium, volume, index, only=set_id)
+        record_sets(supply, index, only=set_id)
         yield index
 
 
@@ -233,67 +231,84 @@ def _marked(target: Path | None, backup_set: BackupSet) -> AbstractContextManage
     return nullcontext() if target is None else marked_incomplete(target, backup_set.set_id)
 
 
-class _Readers:
-    """A reader for each part, on the volume that is loaded. `hand_over` is called before one of
-    them waits."""
+def _require(supply: ReadSupply, bringing: Bringing, volumes: Sequence[OnVolume]) -> None:
+    """All volumes can be had, as far as that can be known, and the first is there with what the
+    catalogue says: known before anything is written or taken away."""
+    if len(volumes) > 1:
+        supply.require([one.serial for one in volumes])
+    medium, volume = bringing.bring(volumes[0].serial)
+    require_part(medium, volume, volumes[0].parts[0])
+
+
+class _Putting:
+    """What of the set is asked for, put into its place volume by volume."""
 
     def __init__(
         self,
-        medium: Medium,
-        volume: VolumeReader,
-        index: Lookup,
-        backup_set: BackupSet,
+        putter: Putter,
+        hands: Hands,
         windows: Windows,
+        bringing: Bringing,
+        index: Lookup,
+        set_id: str,
+        patterns: Sequence[bytes],
+        told: Told,
+        proven: OnVolume,
     ) -> None:
-        self.hand_over = _nothing
-        self._medium, self._volume, self._windows = medium, volume, windows
-        self._parts = {part.number: part for part in index.parts(backup_set.set_id)}
+        """`proven`: the volume that is there, its labels looked at."""
+        self._putter, self._hands, self._windows = putter, hands, windows
+        self._bringing, self._index, self._proven = bringing, index, proven
+        self._set_id, self._patterns, self._told = set_id, patterns, told
+        self._parts = {part.number: part for part in index.parts(set_id)}
 
-    def require(self, numbers: Set[int]) -> None:
-        """All of these parts are on the volume, the first proven by its labels: known before
-        anything is written or taken away."""
-        for number in sorted(numbers):
-            require_volume(self._volume, self._parts[number])
-        require_part(self._medium, self._volume, self._parts[min(numbers)])
+    def volume(self, loaded: Loaded, wanted: OnVolume) -> None:
+        """All that is wanted of a volume, and the data of links to what is not."""
+        medium, volume = loaded
+        if wanted is not self._proven:
+            require_part(medium, volume, wanted.parts[0])
+        with closing(self._index.beside()) as index:
+            for numbers in wanted.numbers:
+                self._put(medium, index.stretches(self._set_id, self._patterns, parts=numbers))
+            self._hands.flush()
+            for target in self._putter.links_that_wait():
+                members = index.find(self._set_id, target)
+                if members and all(self._serial(one) == volume.serial for one in members):
+                    self._put_target(medium, target, members)
 
-    def of(self, number: int) -> PartReader:
-        return PartReader(self._medium, self._parts[number], self._windows, self.hand_over)
+    def links_left(self) -> None:
+        """Links whose target could not be placed where its volume was read: its data once more."""
+        for target in self._putter.links_that_wait():
+            members = self._index.find(self._set_id, target)
+            for serial, some in groupby(members, key=self._serial):
+                medium, _ = self._bringing.bring(serial)
+                self._put_members(medium, list(some))
+                self._bringing.let_go(serial)
+            self._putter.link_left(target)
 
+    def _put(self, medium: Medium, stretches: Iterable[tuple[int, Sequence[Recorded]]]) -> None:
+        for number, group in groupby(stretches, key=lambda stretch: stretch[0]):
+            with self._reader(medium, number) as reader:
+                for records in reader.foreseeing(records for _, records in group):
+                    self._bringing.check()
+                    self._putter.put(reader, records)
+                    self._told.add(sum(record.stored for record in records))
 
-def _nothing() -> None:
-    pass
+    def _put_target(self, medium: Medium, target: bytes, members: Sequence[Located]) -> None:
+        """A link stands in the part of its target, so that this is near by, though backwards."""
+        self._put_members(medium, members)
+        self._putter.link_left(target)
 
+    def _put_members(self, medium: Medium, members: Sequence[Located]) -> None:
+        for number, record in members:
+            with self._reader(medium, number) as reader:
+                self._putter.put_for_links(reader, record)
 
-def _put_all(
-    putter: Putter,
-    readers: _Readers,
-    stretches: Iterable[tuple[int, Sequence[Recorded]]],
-    total: int,
-    progress: Progress,
-) -> None:
-    done = 0
-    for number, group in groupby(stretches, key=lambda stretch: stretch[0]):
-        with readers.of(number) as reader:
-            for records in reader.foreseeing(records for _, records in group):
-                putter.put(reader, records)
-                done += sum(record.stored for record in records)
-                progress(done, total)
+    def _reader(self, medium: Medium, number: int) -> PartReader:
+        return PartReader(medium, self._parts[number], self._windows, self._hands.flush)
 
-
-def _put_links_left(
-    putter: Putter, readers: _Readers, index: Lookup, backup_set: BackupSet
-) -> None:
-    """Hard links whose target was not asked for: its data, under the first link's name."""
-    found = {target: index.find(backup_set.set_id, target) for target in putter.left}
-    places = {
-        target: (members[0].part, members[0].record.offset) if members else (0, 0)
-        for target, members in found.items()
-    }
-    for target in sorted(found, key=places.__getitem__):
-        for part, record in found[target]:
-            with readers.of(part) as reader:
-                putter.put_for_links(reader, record)
-        putter.link_left(target)
+    def _serial(self, member: Located) -> str:
+        position = self._parts[member.part].position
+        return position.volume if position else ""
 
 
 def _make_above(

@@ -1,14 +1,17 @@
 """The recipe: a set is read back whole, and everything that can be wrong with it is told.
 
-The labels are walked, the set's own catalogue is read, then each part: every member's header and
-hash, that nothing else lies between the members, and the manifest against the catalogue. Damage to
-one thing never hides another: reading goes on at the next position that is known.
+The set's own catalogue is read, then on each of its volumes the labels are walked and each part is
+read: every member's header and hash, that nothing else lies between the members, and the manifest
+against the catalogue. Damage to one thing never hides another: reading goes on at the next position
+that is known.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import zip_longest
 
@@ -16,18 +19,20 @@ from splitmirror.archive.ahead import Windows
 from splitmirror.archive.manifest import MemberRecord, PartRecord
 from splitmirror.archive.putting import check_plain, checked
 from splitmirror.archive.reading import ReadMember, read_manifest
-from splitmirror.archive.seeking import (
-    PartReader,
-    PlainRecord,
-    Recorded,
-    loaded,
-    require_volume,
+from splitmirror.archive.seeking import PartReader, PlainRecord, Recorded
+from splitmirror.bringing import Bringing, OnVolume, Told, on_volumes
+from splitmirror.catalog import LATEST, Catalog, Lookup
+from splitmirror.catalog.rebuild import (
+    WARNING,
+    Walked,
+    record_sets,
+    sets_on,
+    temporary_catalog,
+    walk,
 )
-from splitmirror.catalog import Catalog
-from splitmirror.catalog.rebuild import WARNING, record_sets, sets_on, temporary_catalog
 from splitmirror.errors import MediumDamaged, MediumError, VerifyFailed
 from splitmirror.media import Medium
-from splitmirror.media.walking import VolumeReader
+from splitmirror.media.supply import Loaded, ReadSupply
 from splitmirror.progress import Progress, silent
 
 _LISTED = 20  # damages that a message names
@@ -70,63 +75,104 @@ class VerifyReport:
         )
 
 
-def verify(medium: Medium, set_id: str, *, progress: Progress = silent) -> VerifyReport:
-    """Read a set (an id, the beginning of one, `latest`) back from the loaded volume alone, and
-    check everything. Writes nothing. Gives all damage that was found; `progress` counts bytes.
+def verify(
+    supply: ReadSupply,
+    set_id: str,
+    *,
+    among: Sequence[str] = (),
+    progress: Progress = silent,
+) -> VerifyReport:
+    """Read a set (an id, the beginning of one, `latest`) back from its volumes alone, and check
+    everything. Writes nothing. Gives all damage that was found; `progress` counts bytes.
 
-    Raises NoSuchSet, WrongMedium, and MediumError only when the volume cannot be read at all.
+    `among`: the volumes on which the set is, that with its own catalogue the last; without them it
+    is looked for on all that are at hand.
+
+    Raises NoSuchSet, NoSuchVolume, WrongMedium, and MediumError only when a volume cannot be read
+    at all.
     """
-    with loaded(medium) as volume, temporary_catalog() as index:
-        damage = _labels(volume)
-        record_sets(medium, volume, index, only=set_id)
+    with Bringing(supply) as bringing, temporary_catalog() as index:
+        _record(supply, bringing, index, set_id, among or supply.at_hand())
         backup_set = index.get(set_id)
+        damage = []
         if not backup_set.complete:
             told = backup_set.facts.get(WARNING, "the set was cut off")
             damage.append(Damage(where="catalogue of the set", what=told))
-        reading = _Reading(medium, index, backup_set.stored_bytes, progress)
         parts = index.parts(backup_set.set_id)
-        for part in parts:
-            require_volume(volume, part)
-            reading.part(part)
+        volumes = on_volumes(parts, {part.number for part in parts})
+        verifying = _Verifying(bringing, index, Told(progress, backup_set.stored_bytes))
+        bringing.each(volumes, verifying.volume)
         return VerifyReport(
             set_id=backup_set.set_id,
             parts=len(parts),
-            files=reading.files,
-            bytes=reading.bytes,
-            damage=(*damage, *reading.damage),
+            files=verifying.files,
+            bytes=verifying.bytes,
+            damage=(*damage, *(found for one in volumes for found in verifying.damage[one.serial])),
         )
 
 
-def _labels(volume: VolumeReader) -> list[Damage]:
-    _, error = sets_on(volume)
-    return [] if error is None else [Damage(where=f"volume {volume.serial}", what=str(error))]
+def _record(
+    supply: ReadSupply, bringing: Bringing, index: Catalog, set_id: str, serials: Sequence[str]
+) -> None:
+    """The set's own catalogue; its volume stays there. Without one, or where it is not known which
+    set is meant, all that the volumes tell."""
+    if set_id != LATEST or len(serials) == 1:
+        for serial in reversed(serials):
+            if walk(bringing.bring(serial), index, Walked(), only=set_id):
+                return
+            bringing.let_go(serial)
+    record_sets(supply, index, serials=serials, only=set_id)
+
+
+class _Verifying:
+    """The volumes of one set, each read once; on several threads where there are several drives."""
+
+    def __init__(self, bringing: Bringing, index: Lookup, told: Told) -> None:
+        self.files = self.bytes = 0
+        self.damage: dict[str, list[Damage]] = {}
+        self._bringing, self._index, self._told = bringing, index, told
+        self._adding = threading.Lock()
+
+    def volume(self, loaded: Loaded, wanted: OnVolume) -> None:
+        """The labels, then every part."""
+        medium, volume = loaded
+        _, error = sets_on(volume)
+        found = [] if error is None else [Damage(where=f"volume {volume.serial}", what=str(error))]
+        with closing(self._index.beside()) as index:
+            reading = _Reading(medium, index, self._bringing, self._told)
+            for part in wanted.parts:
+                reading.part(part)
+        with self._adding:
+            self.files += reading.files
+            self.bytes += reading.bytes
+            self.damage[wanted.serial] = found + reading.damage
 
 
 class _Reading:
-    """The parts of one set, read one after the other."""
+    """The parts of one volume, read one after the other."""
 
-    def __init__(self, medium: Medium, index: Catalog, total: int, progress: Progress) -> None:
+    def __init__(self, medium: Medium, index: Lookup, bringing: Bringing, told: Told) -> None:
         self.files = self.bytes = 0
         self.damage: list[Damage] = []
-        self._medium, self._index, self._total, self._progress = medium, index, total, progress
+        self._medium, self._index, self._bringing, self._told = medium, index, bringing, told
         self._windows = Windows()
 
     def part(self, part: PartRecord) -> None:
         """Every member, then the manifest."""
+        number = range(part.number, part.number + 1)
         with PartReader(self._medium, part, self._windows) as reader:
-            stretches = self._index.stretches(part.set_id, part=part.number)
+            stretches = self._index.stretches(part.set_id, parts=number)
             for records in reader.foreseeing(records for _, records in stretches):
+                self._bringing.check()
                 for record in records:
                     self._member(reader, part, record)
-                self._progress(self.bytes, self._total)
+                self._told.add(sum(record.stored for record in records))
         try:
-            self._manifest(part)
+            self._manifest(
+                part, (record for _, record in self._index.members(part.set_id, parts=number))
+            )
         except MediumError as error:
             self._note(part, f"manifest: {error}")
-
-    def _expected(self, part: PartRecord) -> Iterator[MemberRecord]:
-        members = self._index.members(part.set_id, part=part.number)
-        return (record for _, record in members)
 
     def _member(self, reader: PartReader, part: PartRecord, record: Recorded) -> None:
         try:
@@ -136,13 +182,13 @@ class _Reading:
         self.files += 1
         self.bytes += record.stored
 
-    def _manifest(self, part: PartRecord) -> None:
+    def _manifest(self, part: PartRecord, wanted: Iterator[MemberRecord]) -> None:
         """The manifest that ends the part says of each member what the catalogue says."""
         assert part.position is not None
         first, within = divmod(part.manifest, part.block_size)
         self._medium.locate(part.position.object + first)
         manifest = read_manifest(self._medium.read, start=first * part.block_size + within)
-        for found, expected in zip_longest(manifest, self._expected(part)):
+        for found, expected in zip_longest(manifest, wanted):
             if found != expected:
                 either = found or expected
                 assert either is not None

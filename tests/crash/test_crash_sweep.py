@@ -130,7 +130,7 @@ def sweep(lab: Lab, loaded: Config, subject: PostgreSQL | SQLite) -> tuple[int, 
                 finished += run.finished is not None
                 thrown_away += run.finished is None
                 if run.finished is not None:
-                    verify(loaded.open_medium(), run.set_id).require_sound()
+                    verify(loaded.open_supply(), run.set_id).require_sound()
                     assert run.finished.write_pause_s > 0
                     names = [phase.name for phase in run.finished.phases]
                     assert len(names) == len(set(names))

@@ -63,7 +63,7 @@ def judged(loaded: Config, made: BackupSet, ledger: Path, scratch: Path) -> Verd
     (consistent_s,) = (r.facts["consistent_s"] for r in records if r.kind == "released")
     with Catalog.open(loaded.catalog_path) as catalog:
         report = drill(
-            loaded.open_medium(), catalog, made.set_id, loaded.open_database(),
+            loaded.open_supply(), catalog, made.set_id, loaded.open_database(),
             scratch=scratch, probe=lambda copy: entries(made.database, copy.dsn),
         )  # fmt: skip
     report.require_passed()

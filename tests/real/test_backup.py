@@ -111,7 +111,7 @@ def compared_with_leg(loaded: Config, made: BackupSet, target: Path) -> int:
         Catalog.open(loaded.catalog_path) as catalog,
         closing(loaded.open_mirror()) as mirror,
     ):
-        restore(loaded.open_medium(), catalog, made.set_id, (), target)
+        restore(loaded.open_supply(), catalog, made.set_id, (), target)
         layout = loaded.open_database()
         layout.preflight(loaded.backup.mode)
         found = layout.layout()
@@ -491,7 +491,7 @@ def test_a_sqlite_database_with_its_wal_is_whole_in_the_set(lab: Lab, tmp_path: 
         with Catalog.open(loaded.catalog_path) as catalog:
             names = {record.name for _, record in catalog.members(made.set_id)}
             restore(
-                loaded.open_medium(), catalog, made.set_id, (), tmp_path / "back",
+                loaded.open_supply(), catalog, made.set_id, (), tmp_path / "back",
                 database=loaded.open_database(),
             )  # fmt: skip
     assert any(name.endswith(b"-wal") for name in names)

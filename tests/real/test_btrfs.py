@@ -108,7 +108,7 @@ def after_the_release(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) 
 
 def restored(loaded: Config, made: BackupSet, target: Path, **named: Any) -> None:
     with Catalog.open(loaded.catalog_path) as catalog:
-        restore(loaded.open_medium(), catalog, made.set_id, (), target, **named)
+        restore(loaded.open_supply(), catalog, made.set_id, (), target, **named)
 
 
 @pytest.mark.parametrize("check", ["quiesced", "released"])

@@ -377,7 +377,7 @@ class Taken:
         with Catalog.open(self.loaded.catalog_path) as catalog:
             database = self.loaded.open_database()
             restore(
-                self.loaded.open_medium(), catalog, self.made.set_id, patterns, target,
+                self.loaded.open_supply(), catalog, self.made.set_id, patterns, target,
                 database=database, **options,
             )  # fmt: skip
 
@@ -582,7 +582,7 @@ def test_a_drill_passes_with_transactions_prepared_and_the_running_original_is_u
 ) -> None:
     with untouched(taken.live), Catalog.open(taken.loaded.catalog_path) as catalog:
         report = drill(
-            taken.loaded.open_medium(),
+            taken.loaded.open_supply(),
             catalog,
             taken.made.set_id,
             taken.loaded.open_database(),
@@ -661,7 +661,7 @@ def test_an_in_place_restore_that_is_cut_off_leaves_no_cluster_that_starts(live:
     def restored(progress: Callable[[int, int], None] = silent) -> None:
         with Catalog.open(loaded.catalog_path) as catalog:
             restore(
-                loaded.open_medium(), catalog, made.set_id, (), None,
+                loaded.open_supply(), catalog, made.set_id, (), None,
                 original=True, database=loaded.open_database(), progress=progress,
             )  # fmt: skip
 

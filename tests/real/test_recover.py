@@ -23,6 +23,7 @@ from splitmirror.config import Config
 from splitmirror.demo.lab import Disk, Lab, configuration, lab_at
 from splitmirror.errors import Busy, CatalogError, JournalDamaged, LegError, WrongMedium
 from splitmirror.guard import wait_for_guards
+from splitmirror.media import supply
 from splitmirror.recover import recover, release
 from splitmirror.run import Run, unfinished
 from splitmirror.verify import verify
@@ -87,7 +88,7 @@ def killed_behind(lab: Lab, kind: str, count: int = 1) -> None:
 
 
 def is_whole(loaded: Config, set_id: str) -> bool:
-    verify(loaded.open_medium(), set_id).require_sound()
+    verify(loaded.open_supply(), set_id).require_sound()
     with Catalog.open(loaded.catalog_path) as catalog:
         found = catalog.get(set_id)
         names = {record.name for _, record in catalog.members(set_id)}
@@ -179,7 +180,7 @@ def test_giving_up_throws_a_trusted_split_away(lab: Lab, loaded: Config) -> None
 def test_a_leg_that_was_given_back_meanwhile_makes_the_set_void(
     lab: Lab, loaded: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened = writing.open_for_append
+    opened = supply.open_for_append
 
     def after_a_resync(*arguments: Any, **more: Any) -> Any:
         with closing(loaded.open_mirror()) as mirror:
@@ -188,7 +189,7 @@ def test_a_leg_that_was_given_back_meanwhile_makes_the_set_void(
             mirror.rejoin(parted)
         return opened(*arguments, **more)
 
-    monkeypatch.setattr(writing, "open_for_append", after_a_resync)
+    monkeypatch.setattr(supply, "open_for_append", after_a_resync)
     with pytest.raises(LegError, match="given back"):
         backup(loaded)
     with Catalog.open(loaded.catalog_path) as catalog:

@@ -99,7 +99,7 @@ def overwrite(place: Path) -> None:
 
 def restored(loaded: Config, made: BackupSet, target: Path) -> None:
     with Catalog.open(loaded.catalog_path) as catalog:
-        restore(loaded.open_medium(), catalog, made.set_id, (), target)
+        restore(loaded.open_supply(), catalog, made.set_id, (), target)
 
 
 @pytest.mark.parametrize("watched", [True, False], ids=["watched", "unwatched"])
@@ -200,7 +200,7 @@ def test_a_backup_that_was_killed_is_put_right(
     assert (recovered.finished is not None) == finished
     assert images.legs() == []
     if recovered.finished is not None:
-        verify(loaded.open_medium(), recovered.set_id).require_sound()
+        verify(loaded.open_supply(), recovered.set_id).require_sound()
         restored(loaded, recovered.finished, tmp_path / "back")
         assert {disk: contents(tmp_path / "back" / disk) for disk in SIZES} == expected
     assert backup(loaded).complete

@@ -22,6 +22,7 @@ from splitmirror.databases import postgresql as postgresql_driver
 from splitmirror.databases import sqlite as sqlite_driver
 from splitmirror.drill import drill
 from splitmirror.errors import Busy, NoRoom, VerifyFailed
+from splitmirror.media.supply import OneVolume
 from splitmirror.media.virtualtape import Settings, VirtualTape, open_medium
 from splitmirror.model import Mode
 from splitmirror.restore import restore
@@ -79,7 +80,7 @@ def test_everything_a_file_can_be_comes_back_on_ext4_and_xfs(
     source.mkdir()
     a_privileged_tree(source)
     made = recorded(catalog, write_set(tape, [tree(source, b"data")]))
-    report = restore(tape, catalog, made.set_id, (), filesystem.path / "target")
+    report = restore(OneVolume(tape), catalog, made.set_id, (), filesystem.path / "target")
     assert look(filesystem.path / "target/data") == look(source)
     assert report.skipped == ()
     sparse = (filesystem.path / "target/data/sparse").stat()
@@ -100,7 +101,7 @@ def test_the_original_place_comes_back_over_changed_files_with_acls(
     (source / "stale").symlink_to("plain")
     os.removexattr(source / "deep", "system.posix_acl_default")
     os.setxattr(source / "guarded", "user.new", b"1")
-    restore(tape, catalog, made.set_id, (), None, original=True)
+    restore(OneVolume(tape), catalog, made.set_id, (), None, original=True)
     assert look(source) == before
 
 
@@ -109,15 +110,15 @@ def test_a_byte_flipped_in_the_tap_file_is_found_by_verify_and_by_restore(
 ) -> None:
     members = [directory(b"data"), *(file(b"data/%d" % i, b"%d" % i * 90_000) for i in range(9))]
     made = write_set(tape, [members])
-    assert verify(tape, made.set_id).sound
+    assert verify(OneVolume(tape), made.set_id).sound
     with (tmp_path / "volume.tap").open("r+b") as tap:
         at = tap.read().index(b"7" * 3000) + 1000
         tap.seek(at)
         tap.write(b"8")
-    report = verify(tape, made.set_id)
+    report = verify(OneVolume(tape), made.set_id)
     assert ["data/7" in found.what for found in report.damage] == [True]
     with pytest.raises(VerifyFailed, match="data/7"):
-        restore(tape, None, made.set_id, (), tmp_path / "target")
+        restore(OneVolume(tape), None, made.set_id, (), tmp_path / "target")
     names = sorted(path.name for path in (tmp_path / "target/data").iterdir())
     assert names == [str(i) for i in range(9) if i != 7]
 
@@ -137,7 +138,7 @@ def test_a_filesystem_that_fills_up_is_told_with_the_files_name_and_leaves_no_ha
         programs.run(["mount", device.path, str(place)], timeout_s=30)
         try:
             with pytest.raises(NoRoom, match=r"target/data/\d\d: No space") as caught:
-                restore(tape, catalog, made.set_id, (), place / "target")
+                restore(OneVolume(tape), catalog, made.set_id, (), place / "target")
             assert "Make room" in caught.value.hint
             found = list((place / "target/data").iterdir())
             assert found and all(path.read_bytes() == b"x" * 2000 for path in found)
@@ -159,7 +160,7 @@ def test_a_mount_below_the_original_place_is_not_cleared(
         programs.run(["mount", "--bind", other.mountpoint, str(place / "deep/mnt")], timeout_s=30)
         try:
             (other.path / "precious").touch()
-            restore(tape, catalog, made.set_id, (), None, original=True)
+            restore(OneVolume(tape), catalog, made.set_id, (), None, original=True)
             assert (other.path / "precious").exists()
             assert (place / "deep/a").read_bytes() == b"a"
         finally:
@@ -231,7 +232,7 @@ def test_a_drill_of_a_cluster_with_everything_elsewhere_leaves_the_running_origi
         connection.execute("insert into kept values (100, 'after the backup')")
     before = look_at_rest(postgres)
     report = drill(
-        tape,
+        OneVolume(tape),
         catalog,
         made.set_id,
         database,
@@ -264,14 +265,16 @@ def test_a_cluster_comes_back_at_its_original_place_once_it_is_stopped(
         connection.execute("insert into kept values (100, 'after the backup')")
         connection.execute("create table stale (id int)")
     with pytest.raises(Busy, match=r"postmaster\.pid"):
-        restore(tape, catalog, made.set_id, (), None, original=True, database=database)
+        restore(OneVolume(tape), catalog, made.set_id, (), None, original=True, database=database)
     assert len(rows(postgres.dsn())) == 100
     postgres.stop()
     (postgres.data / "standby.signal").touch()
     (postgres.data / "PG_VERSION").unlink()
     another = postgres.home / "space/PG_9_other"  # another server's files in the same tablespace
     another.mkdir(exist_ok=True)
-    report = restore(tape, catalog, made.set_id, (), None, original=True, database=database)
+    report = restore(
+        OneVolume(tape), catalog, made.set_id, (), None, original=True, database=database
+    )
     assert report.mismatches == () and report.removed > 0 and another.is_dir()
     assert not (postgres.data / "standby.signal").exists()
     postgres.start()
@@ -285,7 +288,7 @@ def test_a_cluster_restored_elsewhere_can_be_started_there(
 ) -> None:
     database, made = backed_up
     target = postgres.home / "elsewhere"
-    restore(tape, catalog, made.set_id, (), target, database=database)
+    restore(OneVolume(tape), catalog, made.set_id, (), target, database=database)
     programs.run(["chmod", "0711", str(target), str(target / "tblspc")], timeout_s=10)
     argv = [str(postgres.bin_dir / "pg_controldata"), str(target / "data")]
     assert "shut down" in programs.run(argv, timeout_s=10, user="postgres")
@@ -307,7 +310,7 @@ def test_sqlite_files_come_back_in_place_without_their_stale_siblings_and_pass_a
     connection.close()
     database = sqlite_driver.open_database(sqlite_driver.Settings(paths=[str(path)]))
     made = recorded(catalog, write_layout(tape, database, database.layout()))
-    report = drill(tape, catalog, made.set_id, database, scratch=tmp_path)
+    report = drill(OneVolume(tape), catalog, made.set_id, database, scratch=tmp_path)
     report.require_passed()
     assert path.exists() and (tmp_path / "srv").is_dir()
     path.write_bytes(b"")
@@ -315,7 +318,7 @@ def test_sqlite_files_come_back_in_place_without_their_stale_siblings_and_pass_a
     for sibling in stale:
         sibling.write_bytes(b"stale")
     (tmp_path / "srv/other.db").write_bytes(b"of another application")
-    restore(tape, catalog, made.set_id, (), None, original=True, database=database)
+    restore(OneVolume(tape), catalog, made.set_id, (), None, original=True, database=database)
     assert sorted(found.name for found in path.parent.iterdir()) == ["app.db", "other.db"]
     with sqlite3.connect(path) as connection:
         assert connection.execute("select count(*) from kept").fetchone() == (99,)

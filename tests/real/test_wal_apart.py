@@ -127,13 +127,13 @@ def test_a_hot_backup_has_the_wal_of_its_window_and_comes_back_at_another_place(
         within.remove(f"{apart.member}/archive_status")
         assert within and all(name.startswith(f"{apart.member}/0000") for name in within)
         report = drill(
-            loaded.open_medium(), catalog, made.set_id, loaded.open_database(),
+            loaded.open_supply(), catalog, made.set_id, loaded.open_database(),
             scratch=tmp_path, probe=lambda copy: apart.count(copy.dsn),
         )  # fmt: skip
         report.require_passed()
         assert report.probed == before + 100
         restore(
-            loaded.open_medium(), catalog, made.set_id, (), tmp_path / "back",
+            loaded.open_supply(), catalog, made.set_id, (), tmp_path / "back",
             database=loaded.open_database(),
         )  # fmt: skip
     restored = tmp_path / "back" / apart.member
@@ -151,7 +151,7 @@ def test_it_comes_back_in_place_as_it_was(apart: Apart) -> None:
     try:
         with Catalog.open(loaded.catalog_path) as catalog:
             restore(
-                loaded.open_medium(), catalog, made.set_id, (), None,
+                loaded.open_supply(), catalog, made.set_id, (), None,
                 original=True, database=loaded.open_database(),
             )  # fmt: skip
     finally:

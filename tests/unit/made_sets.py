@@ -175,13 +175,16 @@ def write_set(
     trees: Sequence[tuple[bytes, bytes]] = ((b"data", b"/nowhere/data"),),
     complete: bool = True,
     block_size: int = BLOCK_SIZE,
+    serial: str = SERIAL,
+    first: int = 1,
     **changed: object,
 ) -> Made:
-    """Append a set of these parts to the volume; without its catalogue when not complete."""
+    """Append a set of these parts to the volume; without its catalogue when not complete. `first`:
+    the number of the first of them, where others lie on other volumes."""
     written: list[PartRecord] = []
     members: list[tuple[int, MemberRecord]] = []
-    with open_for_append(medium, label_blank=SERIAL) as volume:
-        for number, part in enumerate(parts, 1):
+    with open_for_append(medium, label_blank=serial) as volume:
+        for number, part in enumerate(parts, first):
             written.append(_part(volume, set_id, number, part, members, block_size))
         record = a_set(
             set_id,
@@ -191,18 +194,29 @@ def write_set(
             stored_bytes=sum(part.stored for part in written),
             **changed,
         )
+        made = Made(backup_set=record, parts=written, members=members)
         if complete:
-            volume.begin_file(TapeFileKind.CATALOGUE, set_id, len(written) + 1, block_size)
-            write_set_catalogue(
-                volume.write,
-                backup_set=record,
-                parts=written,
-                files=(member_line(found, number) for number, found in members),
-                block_size=block_size,
-            )
-            volume.end_file()
-            volume.finish_set()
-    return Made(backup_set=record, parts=written, members=members)
+            _catalogue(volume, made, block_size)
+    return made
+
+
+def write_catalogue(medium: Medium, made: Made) -> None:
+    """Append the catalogue of a set whose parts are whole, here or on other volumes."""
+    with open_for_append(medium) as volume:
+        _catalogue(volume, made, BLOCK_SIZE)
+
+
+def _catalogue(volume: VolumeWriter, made: Made, block_size: int) -> None:
+    volume.begin_file(TapeFileKind.CATALOGUE, made.set_id, len(made.parts) + 1, block_size)
+    write_set_catalogue(
+        volume.write,
+        backup_set=made.backup_set,
+        parts=made.parts,
+        files=(member_line(found, number) for number, found in made.members),
+        block_size=block_size,
+    )
+    volume.end_file()
+    volume.finish_set()
 
 
 def _part(

@@ -47,6 +47,7 @@ from splitmirror.errors import (
     WrongMedium,
 )
 from splitmirror.media.memory import Memory
+from splitmirror.media.supply import OneVolume
 from splitmirror.model import Kind
 from splitmirror.restore import restore
 from splitmirror.verify import verify
@@ -132,7 +133,7 @@ def test_a_whole_set_comes_back_as_it_was(drive: Memory, catalog: Catalog, tmp_p
     source.mkdir()
     a_rich_tree(source)
     made = recorded(catalog, write_set(drive, [tree(source, b"data")]))
-    report = restore(drive, catalog, made.set_id, (), tmp_path / "target")
+    report = restore(OneVolume(drive), catalog, made.set_id, (), tmp_path / "target")
     assert look(tmp_path / "target/data") == look(source)
     assert (report.mismatches, report.skipped) == ((), ())
     assert report.files + report.directories == len(made.members)
@@ -146,12 +147,12 @@ def test_without_a_catalogue_the_sets_own_is_read_off_the_medium(
 ) -> None:
     write_set(drive, [[directory(b"data"), file(b"data/old", b"1")]], set_id="orders-1")
     write_set(drive, [[directory(b"data"), file(b"data/new", b"2")]], set_id="orders-2")
-    restore(drive, None, "latest", (), tmp_path / "latest")
+    restore(OneVolume(drive), None, "latest", (), tmp_path / "latest")
     assert (tmp_path / "latest/data/new").read_bytes() == b"2"
-    restore(drive, None, "orders-1", [b"data/old"], tmp_path / "older")
+    restore(OneVolume(drive), None, "orders-1", [b"data/old"], tmp_path / "older")
     assert (tmp_path / "older/data/old").read_bytes() == b"1"
     with pytest.raises(NoSuchSet):
-        restore(drive, None, "users", (), tmp_path / "none")
+        restore(OneVolume(drive), None, "users", (), tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 
@@ -161,7 +162,7 @@ def test_one_file_of_a_large_set_costs_few_records(
     large = [file(b"data/%04d" % i, random.Random(i).randbytes(40_000)) for i in range(600)]
     made = recorded(catalog, write_set(drive, [[directory(b"data")], large, large[:0]]))
     counting = Counting(drive)
-    restore(counting, catalog, made.set_id, [b"data/0555"], tmp_path / "target")
+    restore(OneVolume(counting), catalog, made.set_id, [b"data/0555"], tmp_path / "target")
     assert (tmp_path / "target/data/0555").read_bytes() == random.Random(555).randbytes(40_000)
     # VOL1, the part's labels, and the twelve records that the file touches
     assert counting.read_records <= 1 + 3 + 12
@@ -175,7 +176,7 @@ def test_two_files_far_apart_do_not_cost_what_lies_between(
     members = [file(b"data/a", b"a"), *between, file(b"data/z", b"z")]
     made = recorded(catalog, write_set(drive, [members]))
     counting = Counting(drive)
-    restore(counting, catalog, made.set_id, [b"data/[az]"], tmp_path / "target")
+    restore(OneVolume(counting), catalog, made.set_id, [b"data/[az]"], tmp_path / "target")
     assert (tmp_path / "target/data/z").read_bytes() == b"z"
     assert counting.read_records <= 8 and len(drive.cartridge.objects) > 3000
 
@@ -186,7 +187,7 @@ def test_a_whole_set_is_read_once_and_forwards(
     parts = [[file(b"data/%d-%d" % (p, i), b"x" * 9000) for i in range(40)] for p in range(3)]
     made = recorded(catalog, write_set(drive, [[directory(b"data"), *parts[0]], *parts[1:]]))
     counting = Counting(drive)
-    restore(counting, catalog, made.set_id, (), tmp_path / "target")
+    restore(OneVolume(counting), catalog, made.set_id, (), tmp_path / "target")
     records = sum(part.length // part.block_size for part in made.parts)
     assert counting.read_records <= records + 1 + 3
     assert counting.located == sorted(counting.located) and len(counting.located) == 5
@@ -210,9 +211,9 @@ def test_a_subtree_and_a_glob_bring_their_directories_with_their_attributes(
             ],
         ),
     )
-    restore(drive, catalog, made.set_id, [b"data/base"], tmp_path / "tree")
+    restore(OneVolume(drive), catalog, made.set_id, [b"data/base"], tmp_path / "tree")
     assert sorted(path.name for path in (tmp_path / "tree/data").rglob("*")) == ["1", "2", "base"]
-    restore(drive, catalog, made.set_id, [b"**/[2-9]", b"data/c*"], tmp_path / "glob")
+    restore(OneVolume(drive), catalog, made.set_id, [b"**/[2-9]", b"data/c*"], tmp_path / "glob")
     assert (tmp_path / "glob/data/base/2").read_bytes() == b"2"
     assert not (tmp_path / "glob/data/base/1").exists()
     assert stat.S_IMODE((tmp_path / "glob/data/base").stat().st_mode) == 0o2750
@@ -226,7 +227,7 @@ def test_pieces_are_joined_and_holes_in_them_kept(
     holed = replace(cut[2], ranges=((1000, 500),), chunks=[memoryview(content[61_000:61_500])])
     parts = [[directory(b"data"), cut[0]], [cut[1], file(b"data/x", b"x")], [holed], [cut[3]]]
     made = recorded(catalog, write_set(drive, parts))
-    restore(drive, catalog, made.set_id, [b"data/big"], tmp_path / "target")
+    restore(OneVolume(drive), catalog, made.set_id, [b"data/big"], tmp_path / "target")
     expected = bytearray(content)
     expected[60_000:61_000] = bytes(1000)
     expected[61_500:90_000] = bytes(28_500)
@@ -241,7 +242,7 @@ def test_a_missing_or_damaged_piece_leaves_no_file(
     recorded(catalog, made)
     damage(drive, b"otherother")
     with pytest.raises(VerifyFailed) as caught:
-        restore(drive, catalog, made.set_id, (), tmp_path / "target")
+        restore(OneVolume(drive), catalog, made.set_id, (), tmp_path / "target")
     assert [bad.name for bad in caught.value.facts["report"].mismatches] == [b"data/big"]
     assert [path.name for path in (tmp_path / "target/data").iterdir()] == ["x"]
 
@@ -255,7 +256,7 @@ def test_a_file_without_one_of_its_pieces_is_no_file(
     members = [row for row in made.members if not row[1].piece or row[1].piece.number != missing]
     catalog.record(made.backup_set, made.parts, members)
     with pytest.raises(VerifyFailed, match="big"):
-        restore(drive, catalog, made.set_id, (), tmp_path / "target")
+        restore(OneVolume(drive), catalog, made.set_id, (), tmp_path / "target")
     assert list((tmp_path / "target/data").iterdir()) == []
 
 
@@ -270,13 +271,13 @@ def test_a_hard_link_comes_alone_with_the_data_of_its_target(
     ]
     repeated = [file(b"data/d", b"the data", link=b"data/a")]
     made = recorded(catalog, write_set(drive, [members, repeated]))
-    restore(drive, catalog, made.set_id, [b"data/b", b"data/c"], tmp_path / "two")
+    restore(OneVolume(drive), catalog, made.set_id, [b"data/b", b"data/c"], tmp_path / "two")
     assert sorted(path.name for path in (tmp_path / "two/data").iterdir()) == ["b", "c"]
     assert (tmp_path / "two/data/b").read_bytes() == b"the data"
     assert (tmp_path / "two/data/b").samefile(tmp_path / "two/data/c")
-    restore(drive, catalog, made.set_id, [b"data/d"], tmp_path / "one")
+    restore(OneVolume(drive), catalog, made.set_id, [b"data/d"], tmp_path / "one")
     assert (tmp_path / "one/data/d").read_bytes() == b"the data"
-    report = restore(drive, catalog, made.set_id, (), tmp_path / "all")
+    report = restore(OneVolume(drive), catalog, made.set_id, (), tmp_path / "all")
     assert report.files == 4
     for name in "bcd":
         assert (tmp_path / "all/data" / name).samefile(tmp_path / "all/data/a")
@@ -294,7 +295,7 @@ def test_a_medium_that_names_a_place_outside_writes_nothing_there(
     made = write_set(drive, [[directory(b"data"), file(name, b"evil")]])
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(OutsideTarget):
-        restore(drive, None, made.set_id, (), tmp_path / "target")
+        restore(OneVolume(drive), None, made.set_id, (), tmp_path / "target")
     after = [path for path in sorted(tmp_path.rglob("*")) if path not in before]
     assert {path.relative_to(tmp_path).parts[0] for path in after} <= {"target"}
     assert [path.name for path in after if path.is_file()] == [INCOMPLETE]
@@ -312,7 +313,7 @@ def test_a_file_through_a_planted_link_is_refused(drive: Memory, tmp_path: Path)
         ]
         made = write_set(drive, [members])
         with pytest.raises(OutsideTarget, match="symbolic link"):
-            restore(drive, None, made.set_id, (), tmp_path / f"target{len(link)}")
+            restore(OneVolume(drive), None, made.set_id, (), tmp_path / f"target{len(link)}")
     assert list(outside.iterdir()) == []
 
 
@@ -327,7 +328,7 @@ def test_a_directory_through_a_planted_link_changes_nothing_outside(
     ]
     made = write_set(drive, [members])
     with pytest.raises(OutsideTarget):
-        restore(drive, None, made.set_id, (), tmp_path / "target")
+        restore(OneVolume(drive), None, made.set_id, (), tmp_path / "target")
     assert stat.S_IMODE(outside.stat().st_mode) == 0o700
 
 
@@ -338,7 +339,7 @@ def test_a_hard_link_to_a_file_of_the_host_is_refused(
     evil = other(b"data/evil", Kind.HARDLINK, link=link)
     made = write_set(drive, [[directory(b"data"), evil, file(b"data/good", b"g")]])
     with pytest.raises((OutsideTarget, VerifyFailed)):
-        restore(drive, None, made.set_id, (), tmp_path / "target")
+        restore(OneVolume(drive), None, made.set_id, (), tmp_path / "target")
     assert not (tmp_path / "target/data/evil").exists()
     assert Path("/etc/passwd").stat().st_nlink == 1
 
@@ -347,7 +348,7 @@ def test_a_name_that_comes_twice_is_told_and_the_first_stays(drive: Memory, tmp_
     members = [directory(b"data"), file(b"data/a", b"first"), file(b"data/a", b"second")]
     made = write_set(drive, [members])
     with pytest.raises(VerifyFailed, match="twice"):
-        restore(drive, None, made.set_id, (), tmp_path / "target")
+        restore(OneVolume(drive), None, made.set_id, (), tmp_path / "target")
     assert (tmp_path / "target/data/a").read_bytes() == b"first"
 
 
@@ -361,13 +362,13 @@ def test_a_catalogue_of_another_volume_is_told_by_name(
     ]
     catalog.record(made.backup_set, made.parts, moved)
     with pytest.raises(VerifyFailed, match="as the catalogue says"):
-        restore(drive, catalog, made.set_id, (), tmp_path / "target")
+        restore(OneVolume(drive), catalog, made.set_id, (), tmp_path / "target")
     position = made.parts[0].position
     assert position is not None
     elsewhere = [replace(made.parts[0], position=replace(position, volume="SM0099"))]
     catalog.record(made.backup_set, elsewhere, made.members)
     with pytest.raises(WrongMedium, match="SM0099"):
-        restore(drive, catalog, made.set_id, (), tmp_path / "other")
+        restore(OneVolume(drive), catalog, made.set_id, (), tmp_path / "other")
 
 
 # --- damage
@@ -380,12 +381,12 @@ def test_a_flipped_byte_is_found_by_its_hash_and_costs_one_file(
     made = recorded(catalog, write_set(drive, [members]))
     damage(drive, b"4" * 3000)
     with pytest.raises(VerifyFailed, match=r"data/4: .*hash") as caught:
-        restore(drive, catalog, made.set_id, (), tmp_path / "target")
+        restore(OneVolume(drive), catalog, made.set_id, (), tmp_path / "target")
     assert caught.value.exit_code == 65
     names = sorted(path.name for path in (tmp_path / "target/data").iterdir())
     assert names == [str(i) for i in range(9) if i != 4]
     with pytest.raises(VerifyFailed):
-        restore(drive, catalog, made.set_id, (), tmp_path / "kept", keep_damaged=True)
+        restore(OneVolume(drive), catalog, made.set_id, (), tmp_path / "kept", keep_damaged=True)
     assert len((tmp_path / "kept/data/4.damaged").read_bytes()) == 9000
     assert not (tmp_path / "kept/data/4").exists()
 
@@ -397,7 +398,7 @@ def test_a_damaged_header_costs_its_own_member_only(
     made = recorded(catalog, write_set(drive, [members]))
     damage(drive, b"data/name4")
     with pytest.raises(VerifyFailed) as caught:
-        restore(drive, catalog, made.set_id, (), tmp_path / "target")
+        restore(OneVolume(drive), catalog, made.set_id, (), tmp_path / "target")
     assert [bad.name for bad in caught.value.facts["report"].mismatches] == [b"data/name4"]
     assert len(list((tmp_path / "target/data").iterdir())) == 8
 
@@ -412,9 +413,9 @@ def test_holes_that_moved_are_damage_though_the_bytes_are_the_same(
         if found is not None and b"2\n4096\n100\n" in found:
             drive.cartridge.objects[at] = found.replace(b"2\n4096\n100\n", b"2\n8192\n100\n")
     with pytest.raises(VerifyFailed, match="holes"):
-        restore(drive, catalog, made.set_id, (), tmp_path / "target")
+        restore(OneVolume(drive), catalog, made.set_id, (), tmp_path / "target")
     assert not (tmp_path / "target/data/a").exists()
-    assert "holes" in verify(drive, made.set_id).damage[0].what
+    assert "holes" in verify(OneVolume(drive), made.set_id).damage[0].what
 
 
 def test_verify_finds_nothing_in_a_sound_set(drive: Memory, tmp_path: Path) -> None:
@@ -423,7 +424,7 @@ def test_verify_finds_nothing_in_a_sound_set(drive: Memory, tmp_path: Path) -> N
     a_rich_tree(source)
     cut = pieces(b"data/big", b"z" * 50_000, 20_000)
     made = write_set(drive, [tree(source, b"data"), cut[:2], cut[2:]])
-    report = verify(drive, "latest")
+    report = verify(OneVolume(drive), "latest")
     report.require_sound()
     assert (report.set_id, report.parts, report.files) == (made.set_id, 3, len(made.members))
     assert report.bytes == made.backup_set.stored_bytes
@@ -438,7 +439,7 @@ def test_verify_tells_all_damage_not_only_the_first(drive: Memory) -> None:
     damage(drive, b"a" * 3000)
     damage(drive, b"c" * 3000)
     damage(drive, b"data/damagedname", count=2)  # its header, and its line in the manifest
-    report = verify(drive, made.set_id)
+    report = verify(OneVolume(drive), made.set_id)
     told = [f"{found.where} {found.what}" for found in report.damage]
     assert not report.sound and len(told) == 4, told
     for number, what in enumerate(["data/a", "data/c", "data/damagedname", "manifest"]):
@@ -449,9 +450,9 @@ def test_verify_tells_all_damage_not_only_the_first(drive: Memory) -> None:
 
 def test_verify_finds_a_header_that_says_otherwise_than_the_manifest(drive: Memory) -> None:
     made = write_set(drive, [[directory(b"data"), file(b"data/a", b"a" * 9000)]])
-    assert verify(drive, made.set_id).sound
+    assert verify(OneVolume(drive), made.set_id).sound
     header_of(drive, b"data/a", b"0000640", b"0000644", 4)
-    (damage,) = verify(drive, made.set_id).damage
+    (damage,) = verify(OneVolume(drive), made.set_id).damage
     assert "data/a" in damage.what and "mode" in damage.what
 
 
@@ -470,7 +471,7 @@ def header_of(drive: Memory, name: bytes, old: bytes, new: bytes, more: int) -> 
 
 def test_verify_of_a_set_that_was_cut_off_says_so(drive: Memory) -> None:
     made = write_set(drive, [[file(b"data/a", b"a")]], complete=False)
-    report = verify(drive, made.set_id)
+    report = verify(OneVolume(drive), made.set_id)
     assert [found.where for found in report.damage] == ["catalogue of the set"]
     assert report.files == 1
 
@@ -486,13 +487,13 @@ def test_a_target_that_holds_something_is_refused(
     target.mkdir()
     (target / ".hidden").touch()
     with pytest.raises(TargetNotEmpty, match="hidden"):
-        restore(drive, catalog, made.set_id, (), target)
+        restore(OneVolume(drive), catalog, made.set_id, (), target)
     with pytest.raises(TargetNotEmpty):
-        restore(drive, catalog, made.set_id, (), target / ".hidden")
+        restore(OneVolume(drive), catalog, made.set_id, (), target / ".hidden")
     assert [path.name for path in target.iterdir()] == [".hidden"]
     for place, original in ((target, True), (None, False)):
         with pytest.raises(ConfigError):
-            restore(drive, catalog, made.set_id, (), place, original=original)
+            restore(OneVolume(drive), catalog, made.set_id, (), place, original=original)
 
 
 def test_too_little_room_is_told_before_anything_is_written(
@@ -502,7 +503,7 @@ def test_too_little_room_is_told_before_anything_is_written(
     huge = [(number, replace(record, stored=1 << 60)) for number, record in made.members]
     catalog.record(made.backup_set, made.parts, huge)
     with pytest.raises(NoRoom, match="TiB"):
-        restore(drive, catalog, made.set_id, (), tmp_path / "target")
+        restore(OneVolume(drive), catalog, made.set_id, (), tmp_path / "target")
     assert not (tmp_path / "target").exists()
 
 
@@ -511,9 +512,9 @@ def test_what_the_set_does_not_hold_is_told(
 ) -> None:
     made = recorded(catalog, write_set(drive, [[directory(b"data"), file(b"data/a", b"a")]]))
     with pytest.raises(NoSuchFile, match="data/b"):
-        restore(drive, catalog, made.set_id, [b"data/b"], tmp_path / "target")
+        restore(OneVolume(drive), catalog, made.set_id, [b"data/b"], tmp_path / "target")
     with pytest.raises(NoSuchSet):
-        restore(drive, catalog, "users", (), tmp_path / "target")
+        restore(OneVolume(drive), catalog, "users", (), tmp_path / "target")
     assert not (tmp_path / "target").exists()
 
 
@@ -523,8 +524,8 @@ def test_an_incomplete_set_gives_files_but_not_itself(
     made = write_set(drive, [[directory(b"data"), file(b"data/a", b"a")]], complete=False)
     recorded(catalog, made)
     with pytest.raises(NoSuchSet, match="incomplete"):
-        restore(drive, catalog, made.set_id, (), tmp_path / "target")
-    restore(drive, catalog, made.set_id, [b"**"], tmp_path / "target")
+        restore(OneVolume(drive), catalog, made.set_id, (), tmp_path / "target")
+    restore(OneVolume(drive), catalog, made.set_id, [b"**"], tmp_path / "target")
     assert (tmp_path / "target/data/a").read_bytes() == b"a"
 
 
@@ -557,7 +558,7 @@ def test_a_whole_set_at_its_original_place_is_all_there_is_afterwards(
     (original / "conf").unlink()
     (original / "conf").symlink_to("/etc/passwd")
     (original / "of another server").mkdir()
-    report = restore(drive, catalog, made.set_id, (), None, original=True)
+    report = restore(OneVolume(drive), catalog, made.set_id, (), None, original=True)
     after = look(original)
     assert after.pop(b"/of another server") is not None
     assert after == before
@@ -572,9 +573,9 @@ def test_the_wrong_volume_takes_nothing_away_from_the_original_place(
     another = blank()
     write_set(another, [[file(b"data/a", b"a")]], set_id="of-somebody-else")
     with pytest.raises(WrongMedium, match="not at object"):
-        restore(another, catalog, made.set_id, (), None, original=True)
+        restore(OneVolume(another), catalog, made.set_id, (), None, original=True)
     with pytest.raises(WrongMedium, match="blank"):
-        restore(blank(), catalog, made.set_id, (), None, original=True)
+        restore(OneVolume(blank()), catalog, made.set_id, (), None, original=True)
     assert (original / "new").exists()
 
 
@@ -585,7 +586,7 @@ def test_one_file_at_its_original_place_leaves_the_others_alone(
     (original / "base/1").write_bytes(b"changed since")
     (original / "conf").write_bytes(b"changed too")
     (original / "new").touch()
-    report = restore(drive, catalog, made.set_id, [b"data/base/1"], None, original=True)
+    report = restore(OneVolume(drive), catalog, made.set_id, [b"data/base/1"], None, original=True)
     assert (original / "base/1").read_bytes() == b"as it was at the backup"
     assert (original / "conf").read_bytes() == b"changed too" and (original / "new").exists()
     assert report.removed == 0
@@ -598,7 +599,7 @@ def test_a_damaged_file_leaves_the_old_one_at_its_original_place(
     (original / "base/1").write_bytes(b"changed since")
     damage(drive, b"as it was at the backup")
     with pytest.raises(VerifyFailed):
-        restore(drive, catalog, made.set_id, (), None, original=True)
+        restore(OneVolume(drive), catalog, made.set_id, (), None, original=True)
     assert (original / "base/1").read_bytes() == b"changed since"
     assert len(list((original / "base").iterdir())) == 1
 
@@ -618,10 +619,10 @@ def test_a_place_in_use_is_not_restored_over(
             assert server.stdout is not None and server.stdout.readline() == b"ready\n"
             content = (original / name).read_bytes()
             with pytest.raises(Busy, match=f"process {server.pid} has"):
-                restore(drive, catalog, made.set_id, (), None, original=True)
+                restore(OneVolume(drive), catalog, made.set_id, (), None, original=True)
             assert (original / name).read_bytes() == content
             server.communicate()
-    restore(drive, catalog, made.set_id, (), None, original=True)  # its pid is stale now
+    restore(OneVolume(drive), catalog, made.set_id, (), None, original=True)  # its pid is stale now
     assert not (original / "postmaster.pid").exists()
 
 
@@ -654,7 +655,7 @@ def rows(catalog: Catalog, set_id: str) -> tuple[object, ...]:
 def test_a_rebuilt_catalogue_equals_the_recorded_one_row_by_row(
     drive: Memory, catalog: Catalog, tmp_path: Path
 ) -> None:
-    from splitmirror.catalog.rebuild import rebuild
+    from splitmirror.catalog.rebuild import record_sets
 
     source = tmp_path / "source"
     source.mkdir()
@@ -672,7 +673,7 @@ def test_a_rebuilt_catalogue_equals_the_recorded_one_row_by_row(
         recorded(catalog, made)
     with Catalog.open(tmp_path / "rebuilt.db") as rebuilt:
         for _ in range(2):
-            sets = rebuild(drive, rebuilt)
+            sets = record_sets(OneVolume(drive), rebuilt)
             assert [found.set_id for found in sets] == ["orders-1", "orders-2"]
             for made in (first, second):
                 assert rows(rebuilt, made.set_id) == rows(catalog, made.set_id)
@@ -681,39 +682,39 @@ def test_a_rebuilt_catalogue_equals_the_recorded_one_row_by_row(
 def test_a_set_that_was_cut_off_is_rebuilt_from_its_manifests_and_marked(
     drive: Memory, catalog: Catalog, tmp_path: Path
 ) -> None:
-    from splitmirror.catalog.rebuild import rebuild
+    from splitmirror.catalog.rebuild import record_sets
 
     made = write_set(drive, [[file(b"data/a", b"a")], [file(b"data/b", b"b")]], complete=False)
     for _ in range(2):
-        (found,) = rebuild(drive, catalog)
+        (found,) = record_sets(OneVolume(drive), catalog)
         assert (found.set_id, found.complete, found.files) == (made.set_id, False, 2)
         assert catalog.parts(made.set_id) == made.parts
         assert list(catalog.members(made.set_id)) == made.members
-    restore(drive, catalog, made.set_id, [b"data/b"], tmp_path / "target")
+    restore(OneVolume(drive), catalog, made.set_id, [b"data/b"], tmp_path / "target")
     assert (tmp_path / "target/data/b").read_bytes() == b"b"
 
 
 def test_a_rebuild_keeps_what_only_the_catalogue_knows(drive: Memory, catalog: Catalog) -> None:
-    from splitmirror.catalog.rebuild import rebuild
+    from splitmirror.catalog.rebuild import record_sets
 
     made = write_set(drive, [[file(b"data/a", b"a" * 9000)]])
     ended = replace(made.backup_set, ended=made.backup_set.started)
     catalog.record(ended, made.parts, made.members)
-    rebuild(drive, catalog)
+    record_sets(OneVolume(drive), catalog)
     assert catalog.get(made.set_id) == ended
     damage(drive, b"splitmirror set")  # its catalogue on the medium cannot be read any more
-    rebuild(drive, catalog)
+    record_sets(OneVolume(drive), catalog)
     assert catalog.get(made.set_id) == ended
 
 
 def test_a_rebuild_takes_what_lies_before_the_damage(drive: Memory, catalog: Catalog) -> None:
-    from splitmirror.catalog.rebuild import rebuild
+    from splitmirror.catalog.rebuild import record_sets
 
     for number in (1, 2, 3):
         write_set(drive, [[file(b"data/a", b"a")]], set_id=f"orders-{number}")
     damage(drive, b"HDR1CATALOGUE        RDERS3")
     with pytest.raises(SplitmirrorError):
-        rebuild(drive, catalog)
+        record_sets(OneVolume(drive), catalog)
     assert [found.set_id for found in catalog.sets()] == ["orders-1", "orders-2", "orders-3"]
     assert [found.complete for found in catalog.sets()] == [True, True, False]
 
@@ -777,7 +778,7 @@ def test_a_drill_starts_the_restored_set_and_leaves_nothing(
     scratch.mkdir()
     database = Looking({})
     report = drill(
-        drive,
+        OneVolume(drive),
         catalog,
         drilled.set_id,
         database,
@@ -800,10 +801,10 @@ def test_a_drill_that_fails_leaves_nothing_either(
     for error in (CopyFailed("it does not start"), KeyboardInterrupt()):
         database.fails = error
         with pytest.raises(type(error)):
-            drill(drive, catalog, drilled.set_id, database, scratch=scratch)
+            drill(OneVolume(drive), catalog, drilled.set_id, database, scratch=scratch)
         assert list(scratch.iterdir()) == []
     database.fails, database.problems = None, ("index is torn",)
-    report = drill(drive, catalog, drilled.set_id, database, scratch=scratch)
+    report = drill(OneVolume(drive), catalog, drilled.set_id, database, scratch=scratch)
     with pytest.raises(CopyFailed, match="torn"):
         report.require_passed()
     assert list(scratch.iterdir()) == []
@@ -814,4 +815,4 @@ def test_a_drill_without_room_says_where_it_looked(
 ) -> None:
     catalog.amend(replace(drilled.backup_set, stored_bytes=1 << 60))
     with pytest.raises(NoRoom, match=str(tmp_path)):
-        drill(drive, catalog, drilled.set_id, Looking({}), scratch=tmp_path)
+        drill(OneVolume(drive), catalog, drilled.set_id, Looking({}), scratch=tmp_path)

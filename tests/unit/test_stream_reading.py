@@ -277,7 +277,7 @@ def test_ordinary_files_come_in_stretches_in_order_with_their_bytes(image: Path)
 
 def test_the_next_part_is_read_before_the_one_before_it_is_done(image: Path) -> None:
     table = table_of((0, 4096), (8192, 4096))
-    first, second = (Part(number=n, items=Items.of([Item(n - 1, 0, 4096)]), stored=4096)
+    first, second = (Part(number=n, items=Items.of([Item(n - 1, 0, 4096)]), stored=4096, room=8192)
                      for n in (1, 2))  # fmt: skip
     with source_of(image, table) as source:
         parts = source.parts([first, second])

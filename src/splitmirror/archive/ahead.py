@@ -18,7 +18,7 @@ from splitmirror.errors import MediumDamaged, MediumError
 from splitmirror.media import Medium, Place, read_many
 
 WINDOW = 8 << 20  # bytes read in one go: a disk's full rate, and some 25 ms on tape
-WINDOWS = 6  # one looked at, some being placed, the others being filled
+WINDOWS = 6  # for each volume: one looked at, some being placed, the others being filled
 _BETWEEN = 64 << 10  # of each for what a medium has between the records, and to be aligned
 
 
@@ -39,13 +39,14 @@ class Windows:
     """All the memory there is for reading ahead: one stretch, page-aligned, which processes that
     are forked off later see too. Thread-safe."""
 
-    def __init__(self) -> None:
-        size = WINDOW + _BETWEEN
+    def __init__(self, readers: int = 1) -> None:
+        """`readers`: how many volumes are read ahead at once."""
+        size, windows = WINDOW + _BETWEEN, readers * WINDOWS
         flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS
-        self.memory = memoryview(mmap.mmap(-1, WINDOWS * size, flags))
+        self.memory = memoryview(mmap.mmap(-1, windows * size, flags))
         self.changed = threading.Condition()
         self._address = _address(self.memory)
-        self._free = deque(Window(at * size) for at in range(WINDOWS))
+        self._free = deque(Window(at * size) for at in range(windows))
 
     def place_of(self, view: memoryview) -> Place:
         """Where a view of the memory lies in it."""

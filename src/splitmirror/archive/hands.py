@@ -69,8 +69,8 @@ class _Queue:
 
 
 class Hands:
-    """Places members for one caller. Leaving it waits for the hands, or after an error stops them;
-    nothing half made is left.
+    """Places members, for several threads if need be. Leaving it waits for the hands, or after an
+    error stops them; nothing half made is left.
 
     `processes` 0: everything is done by this one, at once.
     """
@@ -92,6 +92,7 @@ class Hands:
         self._windows = windows
         self._stop = memoryview(mmap.mmap(-1, mmap.PAGESIZE))  # shared with the processes
         self._processes = processes
+        self._asking = threading.RLock()  # held by the thread that asks for something
         self._changed = threading.Condition()
         self._first: BaseException | None = None
         self._failures: list[Failure] = []
@@ -137,50 +138,57 @@ class Hands:
 
     def small(self, values: FileValues, places: Sequence[Place], windows: Sequence[Window]) -> None:
         """A whole regular file, its bytes known to be the right ones: `places` of `windows`."""
-        queue = self._queue_of(values[0])
-        self.hold(queue, values[-1], windows)
-        self.do(queue, "small", values[0], values, places)
+        with self._asking:
+            queue = self._queue_of(values[0])
+            self.do_with(queue, windows, values[-1], "small", values[0], values, places)
 
     def file(self, name: bytes) -> ComingFile:
         """Begin a regular file that comes piece by piece."""
-        return ComingFile(self, self._queue_of(name), name)
+        with self._asking:
+            return ComingFile(self, self._queue_of(name), name)
 
     def directory(self, name: bytes, attributes: Attributes) -> None:
         """It gets its attributes in `finish`."""
-        self.do(self._queue_of(name + b"/"), "directory", name)
-        self._placer.dress_later(name, attributes)
-        self.directories += 1
+        with self._asking:
+            self.do(self._queue_of(name + b"/"), "directory", name)
+            self._placer.dress_later(name, attributes)
+            self.directories += 1
 
     def hardlink(self, name: bytes, target: bytes) -> None:
         """Another name for a member that was asked for before."""
-        queue = self._queue_of(name)
-        theirs = self._of.get(target.rpartition(b"/")[0])
-        if theirs is not None and theirs is not queue:
-            self._wait(theirs)
-        self.do(queue, "hardlink", name, target)
+        with self._asking:
+            queue = self._queue_of(name)
+            theirs = self._of.get(target.rpartition(b"/")[0])
+            if theirs is not None and theirs is not queue:
+                self._wait(theirs)
+            self.do(queue, "hardlink", name, target)
 
     def symlink(self, name: bytes, attributes: Attributes) -> None:
-        self._links.add(name)
-        self.do(self._queue_of(name), "symlink", name, packed(attributes))
+        with self._asking:
+            self._links.add(name)
+            self.do(self._queue_of(name), "symlink", name, packed(attributes))
 
     def special(self, name: bytes, attributes: Attributes) -> None:
         """A device or a fifo."""
-        self._links.add(name)
-        self.do(self._queue_of(name), "special", name, packed(attributes))
+        with self._asking:
+            self._links.add(name)
+            self.do(self._queue_of(name), "special", name, packed(attributes))
 
     # --- all of them
 
     def flush(self) -> None:
         """Hand over what was gathered. Raises what stopped the hands."""
-        for queue in self._queues:
-            self._hand_over(queue)
+        with self._asking:
+            for queue in self._queues:
+                self._hand_over(queue)
 
     def settle(self) -> list[Failure]:
         """Wait until all that was asked for is done: what failed since the last time, in order.
         Raises what stopped the hands."""
-        self._wait()
-        failures, self._failures = self._failures, []
-        return sorted(failures)
+        with self._asking:
+            self._wait()
+            failures, self._failures = self._failures, []
+            return sorted(failures)
 
     def finish(self) -> None:
         """Directories' attributes, then everything is made durable."""
@@ -205,25 +213,35 @@ class Hands:
 
     def do(self, queue: _Queue, what: str, name: bytes, *arguments: Any) -> None:
         """An act for this queue's hand."""
-        self.turn += 1
-        act = (self.turn, what, (name, *arguments))
-        if queue.process is None:
-            if failure := self._self.do(act):
-                self._failures.append(failure)
-            return
-        queue.acts.append(act)
-        if len(queue.acts) >= _GATHERED or queue.size >= _GATHERED_BYTES:
-            self._hand_over(queue)
+        with self._asking:
+            self.turn += 1
+            act = (self.turn, what, (name, *arguments))
+            if queue.process is None:
+                if failure := self._self.do(act):
+                    self._failures.append(failure)
+                return
+            queue.acts.append(act)
+            if len(queue.acts) >= _GATHERED or queue.size >= _GATHERED_BYTES:
+                self._hand_over(queue)
 
-    def hold(self, queue: _Queue, size: int, windows: Sequence[Window]) -> None:
-        """The bytes of the next act, `size` of them, lie in these windows."""
-        if queue.process is None:
-            return  # it will be done before they can be needed again
-        for window in windows:
-            if window not in queue.windows:
-                self._windows.hold(window)
-                queue.windows.append(window)
-        queue.size += size
+    def do_with(
+        self,
+        queue: _Queue,
+        windows: Sequence[Window],
+        size: int,
+        what: str,
+        name: bytes,
+        *arguments: Any,
+    ) -> None:
+        """The same, of which `size` bytes lie in these windows."""
+        with self._asking:
+            if queue.process is not None:  # else it is done before they can be needed again
+                for window in windows:
+                    if window not in queue.windows:
+                        self._windows.hold(window)
+                        queue.windows.append(window)
+                queue.size += size
+            self.do(queue, what, name, *arguments)
 
     # --- inside: the caller's side
 
@@ -338,8 +356,10 @@ class ComingFile:
 
     def write(self, offset: int, place: Place, windows: Sequence[Window]) -> None:
         """The bytes at a place of `windows` go to `offset`."""
-        self._hands.hold(self._queue, place[1] - place[0], windows)
-        self._hands.do(self._queue, "write", self._name, self._number, offset, *place)
+        size = place[1] - place[0]
+        self._hands.do_with(
+            self._queue, windows, size, "write", self._name, self._number, offset, *place
+        )
 
     def place(self, attributes: Attributes) -> None:
         """Give it its size and attributes, and its name."""

@@ -8,6 +8,7 @@ Damage to one member never costs another: it is noted, nothing stands under that
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from types import TracebackType
@@ -68,16 +69,19 @@ def _wrong_hash() -> MediumDamaged:
 
 
 class _Joining:
-    """A file on its way: whole at once, or piece by piece."""
+    """A file on its way: whole at once, or in pieces, which come in any order where several volumes
+    are read."""
 
     def __init__(self, new: ComingFile) -> None:
         self.new = new
-        self.next = 1  # the piece that must come now
+        self.begun: set[int] = set()  # pieces that came
+        self.placed = 0  # pieces that are with the hands
         self.sound = True
 
 
 class Putter:
-    """Puts members into their places. Leaving it gives up what is not whole.
+    """Puts members into their places, for several threads if need be. Leaving it gives up what is
+    not whole.
 
     `linked`: the names that hard links of this restore point to. `keep_damaged`: what was read of a
     damaged file stays as NAME.damaged. `originals`: the places of which `leading` tells what leads
@@ -102,7 +106,9 @@ class Putter:
         self._damages: list[tuple[int, Mismatch]] = []
         self._inodes: dict[bytes, bytes] = {}  # link target: the name under which it was placed
         self._joining: dict[bytes, _Joining] = {}
-        self._done: set[bytes] = set()  # files in pieces that became links
+        self._coming: set[bytes] = set()  # link targets whose data are being placed
+        self._done: set[bytes] = set()  # files with data of their own that became links
+        self._deciding = threading.RLock()  # held where more than one of these is looked at
 
     def __enter__(self) -> Putter:
         return self
@@ -129,8 +135,23 @@ class Putter:
 
     def settle(self) -> None:
         """Wait for the hands, and note what they could not place."""
-        for turn, name, why, _ in self._hands.settle():
-            self._note(turn, name, why)
+        with self._deciding:
+            for turn, name, why, _ in self._hands.settle():
+                self._note(turn, name, why)
+
+    def links_that_wait(self) -> list[bytes]:
+        """Wait for the hands, and note what they could not place. Gives the targets of `left` whose
+        data must still be read, for they could not be placed or were not asked for."""
+        with self._deciding:
+            for turn, name, why, target in self._hands.settle():
+                if target and self._inodes.pop(target, target) == target:
+                    self.left.setdefault(target, []).append(name)
+                else:
+                    self._note(turn, name, why)
+            for target in [target for target in self.left if target in self._inodes]:
+                for name in self.left.pop(target):
+                    self._hardlink(name, target)
+            return [target for target in self.left if target not in self._coming]
 
     def put_for_links(self, reader: PartReader, record: Recorded) -> None:
         """The member is no one's wish but the target of links in `left`: place it under the first
@@ -138,28 +159,24 @@ class Putter:
         self._put(reader, record, self.left[record.name][0])
 
     def link_left(self, target: bytes) -> None:
-        """The other names of a target that `put_for_links` placed."""
-        first, *others = self.left[target]
-        for name in others:
-            if target in self._inodes:
-                self._hardlink(name, target)
-            else:
-                self._damaged(name, f"it is another name of {os.fsdecode(first)}, see there")
-        told = any(bad.name == first for _, bad in self._damages)
-        if target not in self._inodes and not told:
-            self._damaged(first, f"it is a link to {os.fsdecode(target)}, which the set lacks")
+        """The other names of a target that `put_for_links` placed; it is not in `left` any more."""
+        with self._deciding:
+            first, *others = self.left.pop(target)
+            for name in others:
+                if target in self._inodes:
+                    self._hardlink(name, target)
+                else:
+                    self._damaged(name, f"it is another name of {os.fsdecode(first)}, see there")
+            told = any(bad.name == first for _, bad in self._damages)
+            if target not in self._inodes and not told:
+                self._damaged(first, f"it is a link to {os.fsdecode(target)}, which the set lacks")
 
     def end(self) -> None:
-        """All members were put: files whose last pieces never came are damaged, and links whose
-        target could not be placed wait for its data."""
+        """All members were put: files of which pieces never came are damaged."""
         for name in [name for name, joining in self._joining.items() if joining.sound]:
-            self._damaged(name, "its last pieces are missing")
+            self._damaged(name, "pieces of it are missing")
         self._abandon()
-        for turn, name, why, target in self._hands.settle():
-            if target and self._inodes.pop(target, target) == target:
-                self.left.setdefault(target, []).append(name)
-            else:
-                self._note(turn, name, why)
+        self._coming.clear()
 
     # --- inside
 
@@ -181,6 +198,7 @@ class Putter:
             else:
                 self._other(reader.member(record), name)
         except MediumError as error:
+            self._coming.discard(_target(record))
             self._damaged(name, str(error))
 
     def _plain(self, reader: PartReader, record: PlainRecord) -> bool:
@@ -190,17 +208,21 @@ class Putter:
         if places is None:
             return False
         check_plain(self._windows.memory, places, record)
+        if self._becomes_link(record, record.name):
+            return True
         self._hands.small(record.values, places, reader.windows)
-        self.bytes += record.values[-1]
-        if self._linked or self.left:
-            self._placed(record.name, record.name)
+        with self._deciding:
+            self.bytes += record.values[-1]
+            if self._linked or self.left:
+                self._placed(record.name, record.name)
         return True
 
     def _damaged(self, name: bytes, why: str) -> None:
-        self._note(self._hands.turn, name, why)
-        joining = self._joining.get(name)
-        if joining is not None:
-            joining.sound = False
+        with self._deciding:
+            self._note(self._hands.turn, name, why)
+            joining = self._joining.get(name)
+            if joining is not None:
+                joining.sound = False
 
     def _note(self, turn: int, name: bytes, why: str) -> None:
         self._damages.append((turn, Mismatch(name=name, why=why)))
@@ -221,45 +243,73 @@ class Putter:
             self.leading.append((name, link))
 
     def _hardlink(self, name: bytes, target: bytes) -> None:
-        source = self._inodes.get(target)
-        if source is None:
-            self.left.setdefault(target, []).append(name)
-            return
-        self._hands.hardlink(name, source)
-        self._placed(name, name)
+        with self._deciding:
+            source = self._inodes.get(target)
+            if source is None:
+                self.left.setdefault(target, []).append(name)
+                return
+            self._hands.hardlink(name, source)
+            self._placed(name, name)
 
     def _file(self, reader: PartReader, record: MemberRecord, name: bytes) -> None:
-        link = record.attributes.link  # set where the data of another part's member are repeated
-        if name in self._done:
-            return
-        if link in self._inodes and name not in self._joining:
-            self._hardlink(name, link)
-            self._done.add(name)
+        if self._becomes_link(record, name):
             return
         member = reader.member(record)
-        joining = self._joining.get(name) or _Joining(self._hands.file(name))
-        self._joining[name] = joining
         number, count, begin = _piece(record)
-        if joining.sound and number != joining.next:
-            raise MediumDamaged(f"piece {number} of it comes where piece {joining.next} should")
-        joining.next = number + 1
+        with self._deciding:
+            joining = self._joining.get(name) or _Joining(self._hands.file(name))
+            self._joining[name] = joining
+            if joining.sound and number in joining.begun:
+                raise MediumDamaged(f"piece {number} of it comes twice")
+            joining.begun.add(number)
         if not joining.sound and not self._keep:
             return
         if record.stored == record.size:
             joining.new.expect(begin, record.size)
         for offset, chunk in checked(member, record):
             joining.new.write(begin + offset, self._windows.place_of(chunk), reader.windows)
-            self.bytes += len(chunk)
-        if number == count and joining.sound:
-            joining.new.place(member.attributes)
-            del self._joining[name]
-            self._placed(name, record.name, link)
+        with self._deciding:
+            self.bytes += record.stored
+            joining.placed += 1
+            if joining.placed == count and joining.sound:
+                joining.new.place(member.attributes)
+                del self._joining[name]
+                self._placed(name, record.name, record.attributes.link)
+
+    def _becomes_link(self, record: Recorded, name: bytes) -> bool:
+        """Whether a file is to be a link, for the same data came under another name before: they
+        stand in more than one part, and where several volumes are read either can be the first."""
+        target = _target(record)
+        if target not in self._linked and target not in self.left:
+            return False
+        with self._deciding:
+            if name in self._done:
+                return True
+            if name in self._joining:
+                return False
+            if target in self._inodes:
+                self._hardlink(name, target)
+            elif target in self._coming:
+                self.left.setdefault(target, []).append(name)
+            else:
+                self._coming.add(target)
+                return False
+            self._done.add(name)
+            return True
 
     def _placed(self, name: bytes, *known_as: bytes) -> None:
         """Remember where the file is that hard links know by these names."""
         for target in known_as:
+            self._coming.discard(target)
             if target in self._linked or target in self.left:
                 self._inodes.setdefault(target, name)
+
+
+def _target(record: Recorded) -> bytes:
+    """The name by which hard links know the file."""
+    if isinstance(record, PlainRecord):
+        return record.name
+    return record.attributes.link or record.name
 
 
 def _piece(record: MemberRecord) -> tuple[int, int, int]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from types import TracebackType
 from typing import NamedTuple
 
@@ -251,17 +250,6 @@ class PartReader:
             hint="If the volume was written anew since, make the catalogue anew: "
             "splitmirror catalog rebuild",
         )
-
-
-@contextmanager
-def loaded(medium: Medium) -> Iterator[VolumeReader]:
-    """The volume in the drive, to be read; unloaded in the end. Raises WrongMedium for a blank one
-    and for one that is not ours."""
-    medium.load(writable=False)
-    try:
-        yield VolumeReader(medium)
-    finally:
-        medium.unload()
 
 
 def require_part(medium: Medium, volume: VolumeReader, part: PartRecord) -> None:

@@ -28,7 +28,7 @@ from splitmirror.errors import CatalogError, NoSuchSet
 from splitmirror.model import BackupSet, Kind, Phase
 
 LATEST: Final = "latest"
-VERSION: Final = 1  # of the tables that are looked into; schema.STEPS makes them
+VERSION: Final = 2  # of the tables that are looked into; schema.STEPS makes them
 WAIT_S: Final = 300  # for another run that records its set, of some millions of members
 _REBUILD: Final = "If it is lost or damaged, 'splitmirror catalog rebuild' makes it from the media."
 
@@ -57,6 +57,11 @@ class Lookup:
 
     def __init__(self, connection: sqlite3.Connection, name: str) -> None:
         self._connection, self._name = connection, name
+
+    def beside(self) -> Lookup:
+        """The same catalogue once more, for another thread. Close it too."""
+        with translated(self._name):
+            return Lookup(connect(Path(self._name)), self._name)
 
     @classmethod
     def open_to_read(cls, path: Path) -> Lookup:
@@ -128,25 +133,25 @@ class Lookup:
         patterns: Sequence[bytes] = (),
         *,
         by_name: bool = False,
-        part: int | None = None,
+        parts: range | None = None,
     ) -> Iterator[Located]:
         """The set's members that match one of the patterns (see `patterns`; none: all), in the
-        order of the medium, or by name; of one `part` only when that is given. Streams: a million
+        order of the parts, or by name; of some `parts` only when they are given. Streams: a million
         take no more memory than ten."""
         wanted = naming.compiled(patterns)
         order = "name, part, offset" if by_name else "part, offset"
-        for member in self._stream(*self._query(set_id, wanted, order, part)):
+        for member in self._stream(*self._query(set_id, wanted, order, parts)):
             name = member.record.name
             if not wanted or any(pattern.matches(name) for pattern in wanted):
                 yield member
 
     def stretches(
-        self, set_id: str, patterns: Sequence[bytes] = (), *, part: int | None = None
+        self, set_id: str, patterns: Sequence[bytes] = (), *, parts: range | None = None
     ) -> Iterator[tuple[int, list[Recorded]]]:
-        """The same members in the order of the medium, as a restore wants them: stretches of one
+        """The same members in the order of the parts, as a restore wants them: stretches of one
         part, with its number, and each in the shortest form."""
         wanted = naming.compiled(patterns)
-        query, values = self._query(set_id, wanted, "part, offset", part)
+        query, values = self._query(set_id, wanted, "part, offset", parts)
         with translated(self._name):
             cursor = self._connection.execute(query, values)
             while some := cursor.fetchmany(_STRETCH):
@@ -205,11 +210,14 @@ class Lookup:
     # --- inside
 
     def _query(
-        self, set_id: str, wanted: Sequence[naming.Pattern], order: str, part: int | None
+        self, set_id: str, wanted: Sequence[naming.Pattern], order: str, parts: range | None
     ) -> tuple[str, list[object]]:
         ranges, values = _begins(wanted)
-        if part is not None:
-            ranges, values = f"{ranges} AND part = ?", [*values, part]
+        if parts is not None:
+            # A range of names is the better index of the two: the plus keeps SQLite from the other
+            column = "+part" if ranges else "part"
+            ranges = f"{ranges} AND {column} >= ? AND {column} < ?"
+            values = [*values, parts.start, parts.stop]
         return f"{_MEMBERS}{_THE_SET} {ranges} ORDER BY {order}", [set_id, *values]
 
     def _phases(self, number: int) -> list[Phase]:

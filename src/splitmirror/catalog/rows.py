@@ -23,6 +23,7 @@ from splitmirror.model import (
     Origin,
     Phase,
     Speed,
+    VolumeUse,
 )
 from splitmirror.stream.member import Piece
 
@@ -86,6 +87,7 @@ def set_columns(record: BackupSet) -> dict[str, object]:
         "trees": json.dumps(trees),
         "facts": json.dumps(dict(record.facts)),
         "speed": None if record.speed is None else json.dumps(asdict(record.speed)),
+        "volumes": json.dumps([asdict(use) for use in record.volumes]),
     }
 
 
@@ -131,6 +133,9 @@ def as_set(row: Row, phases: Iterable[Phase]) -> BackupSet:
         ),
         facts=json.loads(row["facts"]),
         speed=None if row["speed"] is None else Speed(**json.loads(row["speed"])),
+        volumes=tuple(
+            VolumeUse(**{**use, "notes": tuple(use["notes"])}) for use in json.loads(row["volumes"])
+        ),
     )
 
 

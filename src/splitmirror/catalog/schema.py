@@ -63,6 +63,7 @@ SETS: Final = Table(
     Column("trees", Text, nullable=False),  # JSON; bytes beyond UTF-8 as surrogate escapes
     Column("facts", Text, nullable=False),  # JSON
     Column("speed", Text),  # JSON
+    Column("volumes", Text, nullable=False, server_default="[]"),  # JSON
 )
 
 
@@ -144,8 +145,14 @@ def _first(connection: Connection) -> None:
     METADATA.create_all(connection)
 
 
+def _volumes_of_sets(connection: Connection) -> None:
+    """What a set has on each of its volumes. Tables that were just made have the column."""
+    if "volumes" not in {column["name"] for column in inspect(connection).get_columns("sets")}:
+        connection.exec_driver_sql("ALTER TABLE sets ADD COLUMN volumes TEXT DEFAULT '[]' NOT NULL")
+
+
 # Step n makes version n out of version n - 1. A step is never changed once it was released.
-STEPS: Final[tuple[Step, ...]] = (_first,)
+STEPS: Final[tuple[Step, ...]] = (_first, _volumes_of_sets)
 
 
 def migrate(connection: Connection, steps: Sequence[Step] = STEPS) -> None:

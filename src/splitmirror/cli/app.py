@@ -162,7 +162,7 @@ def restore(
     with _catalog(loaded) as catalog:
         found = catalog.get(set_id)
         report = run_restore(
-            loaded.open_medium(),
+            loaded.open_supply(),
             catalog,
             found.set_id,
             [pattern.encode(errors="surrogateescape") for pattern in patterns or ()],
@@ -188,7 +188,12 @@ def verify(set_id: SetId = "latest", path: ConfigPath = DEFAULT, json: Json = Fa
     loaded = config.load(path, needed=config.TO_READ)
     with _catalog(loaded) as catalog:
         found = catalog.get(set_id)
-    report = run_verify(loaded.open_medium(), found.set_id, progress=terminal_watch("verify"))
+    report = run_verify(
+        loaded.open_supply(),
+        found.set_id,
+        among=[use.volume for use in found.volumes],
+        progress=terminal_watch("verify"),
+    )
     if not json:
         words.print_verified(report)
     report.require_sound()  # its error's document holds the report
@@ -206,7 +211,7 @@ def drill(set_id: SetId = "latest", path: ConfigPath = DEFAULT, json: Json = Fal
     loaded = config.load(path, needed=config.TO_START)
     with _catalog(loaded) as catalog:
         report: DrillReport[None] = run_drill(
-            loaded.open_medium(),
+            loaded.open_supply(),
             catalog,
             catalog.get(set_id).set_id,
             loaded.open_database(),
@@ -221,16 +226,16 @@ def drill(set_id: SetId = "latest", path: ConfigPath = DEFAULT, json: Json = Fal
 
 @catalog_app.command()
 def rebuild(path: ConfigPath = DEFAULT, json: Json = False) -> None:
-    """Make the catalogue anew from the medium alone."""
-    from splitmirror.archive.seeking import loaded as loaded_volume
+    """Make the catalogue anew from the media alone."""
     from splitmirror.catalog import Catalog
     from splitmirror.catalog.rebuild import record_sets
 
     loaded = config.load(path, needed=config.TO_READ)
-    medium = loaded.open_medium()
-    # the volume first: without it no empty catalogue is left that looks like a good one
-    with loaded_volume(medium) as volume, Catalog.open(loaded.catalog_path) as catalog:
-        sets = record_sets(medium, volume, catalog)
+    supply = loaded.open_supply()
+    # the volumes first: without any no empty catalogue is left that looks like a good one
+    serials = supply.at_hand()
+    with Catalog.open(loaded.catalog_path) as catalog:
+        sets = record_sets(supply, catalog, serials=serials)
     if json:
         print_json({"sets": sets})
     else:

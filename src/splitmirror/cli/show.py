@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from splitmirror.cli.output import printable
 from splitmirror.mirrors import MirrorState
-from splitmirror.model import BackupSet, Finding, Speed
+from splitmirror.model import BackupSet, Finding, Speed, VolumeUse
 from splitmirror.units import show_seconds, show_size
 
 if TYPE_CHECKING:  # the commands that have one have imported it
@@ -58,6 +58,10 @@ def print_set(shown: BackupSet) -> None:
     print(f"  {shown.database}, {shown.mode} mode, check {shown.check}, mirror {shown.mirror}")
     stored = show_size(shown.stored_bytes)
     print(f"  {shown.files} files and directories, {stored} stored on {shown.medium}")
+    for use in shown.volumes:
+        print(f"  volume {use.volume}: {volume_use(use)}")
+        for note in use.notes:
+            print(f"    {note}")
     for name, path in shown.trees:
         print(f"  {printable(name)}: was {printable(path)}")
     for phase in shown.phases:
@@ -69,6 +73,17 @@ def print_set(shown: BackupSet) -> None:
     print(f"  quiesce window {show_seconds(shown.quiesce_window_s)}")
     if shown.speed is not None:
         print(f"  rate {rate(shown.speed)}")
+
+
+def volume_use(use: VolumeUse) -> str:
+    """What of a set lies on a volume, and whether its drive had to wait."""
+    text = f"{use.parts} part{'s' * (use.parts != 1)}, {show_size(use.bytes)}"
+    if use.full:
+        text += ", full"
+    if use.stalls:
+        times = "once" if use.stalls == 1 else f"{use.stalls} times"
+        text += f"; its drive stood still {times}, {show_seconds(use.stalled_s)} in all"
+    return text
 
 
 def rate(speed: Speed) -> str:

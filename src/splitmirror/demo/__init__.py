@@ -181,10 +181,10 @@ def _look_back(
     """Restore, start and check what was written, and hold it against the ledger."""
     noted = acknowledged(lab.ledger, consistent_s(loaded, backup_set.set_id))
     with Catalog.open(loaded.catalog_path) as catalog:
-        verified = verify(loaded.open_medium(), backup_set.set_id, progress=watch("verify"))
+        verified = verify(loaded.open_supply(), backup_set.set_id, progress=watch("verify"))
         verified.require_sound()
         report = drill(
-            loaded.open_medium(),
+            loaded.open_supply(),
             catalog,
             backup_set.set_id,
             loaded.open_database(),

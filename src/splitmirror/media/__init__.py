@@ -42,10 +42,24 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Capacity:
-    """Bytes in all and bytes left before the early warning; None: not known."""
+    """Bytes in all, and bytes left before the early warning; None: not known. `rest`: bytes left
+    before the end itself, behind the early warning too."""
 
     total: int | None
     left: int | None
+    rest: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How a drive wants to be fed, in bytes a second: `native` is its own rate, below `least` it
+    stops and starts again. `buffer_s`: seconds of its own rate that are gathered in memory, filled
+    up to `mark` (0 to 1, a share of it) before the drive starts."""
+
+    native: int
+    least: int
+    buffer_s: float
+    mark: float
 
 
 class Medium(Protocol):
@@ -124,6 +138,24 @@ class Identified(Protocol):
     @property
     def device(self) -> str:
         """Its serial number, by which a changer knows it; "" when that is not known."""
+        ...
+
+
+@runtime_checkable
+class Paced(Protocol):
+    """What a drive has that must be fed at its own pace."""
+
+    @property
+    def pace(self) -> Pace: ...
+
+
+@runtime_checkable
+class WriteOnce(Protocol):
+    """What a medium has of which some volumes can be written once only."""
+
+    @property
+    def write_once(self) -> bool:
+        """Of the volume that is loaded: what was written stays, and can only be added to."""
         ...
 
 

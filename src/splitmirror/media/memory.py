@@ -136,8 +136,9 @@ class Memory:
     def capacity(self) -> Capacity:
         if self._capacity is None:
             return Capacity(total=None, left=None)
-        left = self._capacity - self._cartridge.used - self._early_warning
-        return Capacity(total=self._capacity, left=max(0, left))
+        rest = self._capacity - self._cartridge.used
+        left = max(0, rest - self._early_warning)
+        return Capacity(total=self._capacity, left=left, rest=rest)
 
     @property
     def _early(self) -> bool:

@@ -431,10 +431,11 @@ class VirtualTape:
     @property
     def capacity(self) -> Capacity:
         fd = self._loaded()
-        left = self._host_room(fd)
+        rest = self._host_room(fd)
         if self._capacity is not None:
-            left = min(left, self._capacity - self._index.end)
-        return Capacity(total=self._capacity, left=max(0, left - self._early_warning))
+            rest = min(rest, self._capacity - self._index.end)
+        left = max(0, rest - self._early_warning)
+        return Capacity(total=self._capacity, left=left, rest=rest)
 
     @property
     def _early(self) -> bool:

@@ -2,6 +2,10 @@
 
 A tape file that is not complete is written over by the next one; what was complete is never
 touched. `open_for_append` proves from the labels where the volume ends, and writes nothing.
+
+On a volume that can be written once only nothing is ever written over: an unfinished tape file is
+closed with labels that say it was abandoned (`writeonce`), and there is no second filemark behind
+the last one, nor behind VOL1, for the next tape file goes where it would stand.
 """
 
 from __future__ import annotations
@@ -10,12 +14,12 @@ import dataclasses
 import datetime
 import enum
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Self
 
 from splitmirror.errors import ConfigError, EndOfMedium, MediumError, WrongMedium
-from splitmirror.media import END_OF_DATA, Block, Medium
+from splitmirror.media import END_OF_DATA, Block, Medium, Pace, Paced, WriteOnce
 from splitmirror.media.labels import LabelGroup, State, TapeFileKind, VolumeLabel
 from splitmirror.media.walking import (
     SetOnVolume,
@@ -24,7 +28,9 @@ from splitmirror.media.walking import (
     VolumeReader,
     read_record,
 )
+from splitmirror.media.writeonce import close_unfinished
 from splitmirror.model import MediaPosition
+from splitmirror.units import show_size
 
 __all__ = [
     "SetOnVolume",
@@ -34,12 +40,17 @@ __all__ = [
     "VolumeReader",
     "VolumeWriter",
     "label_volume",
+    "look_at_volume",
     "open_for_append",
 ]
 
+_FRAMING = 16  # bytes that a record may take on the medium beside its own
+_TRAILER = 2048  # bytes that all labels and filemarks behind the data may take
+
 
 def label_volume(medium: Medium, serial: str, *, force: bool = False) -> None:
-    """Make a blank volume ours: VOL1 and two filemarks, synced. Loads the medium.
+    """Make a blank volume ours: VOL1 and two filemarks (none on a write-once one), synced. Loads
+    the medium.
 
     With `force` whatever is on it is lost. Raises WrongMedium when it is not blank, ConfigError
     when the serial cannot be one.
@@ -60,7 +71,28 @@ def label_volume(medium: Medium, serial: str, *, force: bool = False) -> None:
         )
     medium.locate(0)
     medium.write([label])
-    medium.write_filemarks(2, sync=True)
+    medium.write_filemarks(0 if _write_once(medium) else 2, sync=True)
+
+
+def look_at_volume(medium: Medium, serial: str) -> None:
+    """Load the volume to read and see that it is ours and the right one, or blank.
+
+    Changes nothing. Raises NoSuchVolume, WrongMedium, MediumError, Busy.
+    """
+    medium.load(writable=False)
+    if read_record(medium) is END_OF_DATA:
+        return  # blank: the first backup labels it
+    found = VolumeReader(medium).serial
+    if found != serial:
+        raise WrongMedium(
+            f"volume {serial} is wanted, {found} is loaded",
+            hint=f'Load volume {serial}, or write volume = "{found}" in the configuration.',
+        )
+
+
+def _write_once(medium: Medium) -> bool:
+    """Of the volume that is loaded."""
+    return isinstance(medium, WriteOnce) and medium.write_once
 
 
 class _Stage(enum.Enum):
@@ -85,6 +117,9 @@ class VolumeWriter:
         self._stage = _Stage.BETWEEN
         self._labels: LabelGroup | None = None
         self._blocks = 0
+        self._most: int | None = None  # bytes of records that the file may have in all
+        self.write_once = _write_once(medium)
+        self._whole = not self.write_once  # nothing unfinished stands where the volume ends
 
     def __enter__(self) -> Self:
         return self
@@ -116,6 +151,16 @@ class VolumeWriter:
         """Bytes before the early warning; None: the medium does not know."""
         return self._medium.capacity.left
 
+    @property
+    def total(self) -> int | None:
+        """Bytes that the volume takes when it is empty; None: the medium does not know."""
+        return self._medium.capacity.total
+
+    @property
+    def pace(self) -> Pace | None:
+        """How the drive wants to be fed; None: it does not matter."""
+        return self._medium.pace if isinstance(self._medium, Paced) else None
+
     def resume(self, set_id: str) -> TapeFile | None:
         """The last complete tape file of a set, after which a run that was cut off goes on (its
         catalogue: the set is complete). None: there is none on this volume."""
@@ -129,10 +174,18 @@ class VolumeWriter:
         block_size: int,
         *,
         created: datetime.date | None = None,
+        least: int = 0,
+        most: int | None = None,
     ) -> MediaPosition:
-        """Write the labels before a tape file, over what a crash left; where it begins. Raises
-        EndOfMedium."""
+        """Write the labels before a tape file, over what a crash left; where it begins.
+
+        `least`: bytes of records that it has at least; `most`: and at most, as far as is known.
+        With them it is not begun where it cannot fit, and given up at the early warning unless it
+        surely fits. Raises EndOfMedium.
+        """
         self._expect(_Stage.BETWEEN)
+        self._go_to_end(least)
+        self._most = most
         self._labels = LabelGroup(
             kind=kind,
             state=State.OPEN,
@@ -147,12 +200,14 @@ class VolumeWriter:
             self._stand_at(self._end.object)
             self._medium.write(self._labels.pack())
             self._medium.write_filemarks(1, sync=False)
+            self._require_room(least)
         self._stage = _Stage.IN_FILE
         return self._position
 
     def write(self, blocks: Sequence[Block]) -> bool:
         """Append records, each of the block size. True: early warning, bring the part to its end or
-        abandon it. Raises EndOfMedium; then the file can only be abandoned."""
+        abandon it. Raises EndOfMedium, also at the early warning of a file that may have more than
+        surely fits (see `begin_file`); then the file can only be abandoned."""
         self._expect(_Stage.IN_FILE)
         wanted = self._open_labels.block_size
         for block in blocks:
@@ -160,7 +215,9 @@ class VolumeWriter:
                 raise ValueError(f"{memoryview(block).nbytes} bytes, blocks have {wanted}")
         with self._writing():
             early = self._medium.write(blocks)
-        self._blocks += len(blocks)
+            self._blocks += len(blocks)
+            if early and self._most is not None:
+                self._require_sure(self._most - self._blocks * wanted)
         return early
 
     def end_file(self) -> TapeFile:
@@ -189,17 +246,23 @@ class VolumeWriter:
         return file
 
     def abandon_file(self) -> None:
-        """Give up the file that was begun: the next one, or the end of the set, is written over it.
-        No file begun: harmless."""
+        """Give up the file that was begun: the next one, or the end of the set, is written over it;
+        on a write-once volume it is closed as abandoned, now or, where the medium failed, before
+        the next one. No file begun: harmless."""
         if self._stage is not _Stage.BETWEEN:
             self._end = dataclasses.replace(self._end, closed=False, unfinished=self._labels)
             self._stage = _Stage.BETWEEN
+            if self.write_once:
+                self._whole = False
+                with suppress(MediumError):  # the error that made it be given up is the one to tell
+                    self._close_unfinished()
 
     def finish_set(self) -> None:
         """Close the volume with its second filemark, synced; an abandoned file is gone then. The
-        next append goes over that filemark. A second call is harmless."""
+        next append goes over that filemark. A second call is harmless, and so is the first on a
+        write-once volume: it ends where its data end."""
         self._expect(_Stage.BETWEEN)
-        if self._end.closed:
+        if self._end.closed or self.write_once:
             return
         with self._writing():
             self._stand_at(self._end.object)
@@ -223,6 +286,48 @@ class VolumeWriter:
     def _expect(self, stage: _Stage) -> None:
         if self._stage is not stage:
             raise RuntimeError(f"volume {self._serial}: only this can follow: {self._stage.value}")
+
+    def _go_to_end(self, least: int) -> None:
+        """Nothing unfinished may be left where nothing is written over, and nothing begun there
+        that cannot be brought to its end."""
+        if not self.write_once:
+            return
+        if self._end.closed:
+            raise EndOfMedium(
+                f"volume {self._serial} was closed with a second filemark and can be written once "
+                "only",
+                hint="Take another volume.",
+                volume=self._serial,
+            )
+        with self._writing():
+            self._close_unfinished()
+            self._require_room(least)
+        self._stage = _Stage.BETWEEN
+
+    def _close_unfinished(self) -> None:
+        if not self._whole:
+            self._end = close_unfinished(self._medium, self._end)
+            self._whole = True
+
+    def _require_room(self, least: int) -> None:
+        """Raises EndOfMedium when the medium knows that so much does not fit."""
+        rest = self._medium.capacity.rest
+        if rest is not None and least > rest:
+            raise EndOfMedium(
+                f"{show_size(rest)} are left, and the next part has {show_size(least)} at least",
+                hint="Take another volume.",
+            )
+
+    def _require_sure(self, more: int) -> None:
+        """Raises EndOfMedium unless so much more surely fits, and what ends the volume. (Less than
+        nothing: it has become larger than it was said to be, and how much larger is not known.)"""
+        rest, block_size = self._medium.capacity.rest, self._open_labels.block_size
+        records = -(-more // block_size)
+        if rest is None or more < 0 or records * (block_size + _FRAMING) + _TRAILER > rest:
+            raise EndOfMedium(
+                "the early warning came, and the part may not fit",
+                hint="Take another volume.",
+            )
 
     def _stand_at(self, position: int) -> None:
         self._medium.locate(position)

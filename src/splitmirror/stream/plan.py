@@ -16,7 +16,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, ClassVar, NamedTuple, cast
+from typing import TYPE_CHECKING, BinaryIO, ClassVar, NamedTuple, Protocol, TypeVar, cast
 
 import msgspec
 from blake3 import blake3
@@ -37,7 +37,7 @@ SMALLEST_PART = 16 << 10
 
 _FILE = ord(Kind.FILE)
 _NONE = 0xFFFFFFFF
-_MAGIC = b"splitmirror plan 1\n"
+_MAGIC = b"splitmirror plan 2\n"
 _HINT = "The run cannot be resumed: let `splitmirror recover` throw it away and back up anew."
 
 
@@ -115,11 +115,14 @@ class Items(Sequence[Item]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """One tape file of the set. `stored`: bytes of data in it, by the maps of the table."""
+    """One tape file of the set. `stored`: bytes of data in it, by the maps of the table. `room`:
+    bytes of its tar, at most, but for extended attributes and what the part has of its own (see
+    `room.PART_ROOM`)."""
 
     number: int  # from 1
     items: Items
     stored: int
+    room: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +145,7 @@ class Plan:
         new = path.with_name(path.name + ".new")
         with new.open("wb") as file:
             hashed = _Hashed(file)
-            head = _Head(parts=[(len(part.items), part.stored) for part in self.parts])
+            head = _Head(parts=[(len(part.items), part.stored, part.room) for part in self.parts])
             hashed.write(_MAGIC + msgspec.json.encode(head) + b"\n")
             for part in self.parts:
                 hashed.write(part.items.packed)
@@ -173,17 +176,17 @@ class Plan:
             raise ValueError("it is of another version")
         head = msgspec.json.decode(file.readline(), type=_Head)
         parts = []
-        for number, (count, stored) in enumerate(head.parts, 1):
+        for number, (count, stored, room) in enumerate(head.parts, 1):
             items = Items(file.read(count * Items.RECORD.size))
-            parts.append(Part(number=number, items=items, stored=stored))
+            parts.append(Part(number=number, items=items, stored=stored, room=room))
         return cls(table=FileTable.load(file), parts=tuple(parts))
 
 
 class _Head(msgspec.Struct):
-    """The second line of the file: of each part the number of items and `stored`. The parts' items
-    follow, then the table."""
+    """The second line of the file: of each part the number of items, `stored` and `room`. The
+    parts' items follow, then the table."""
 
-    parts: list[tuple[int, int]]
+    parts: list[tuple[int, int, int]]
 
 
 class _Hashed(io.RawIOBase):
@@ -222,6 +225,29 @@ def plan_parts(table: FileTable, order: Sequence[int], part_size: int) -> Plan:
         filling.add(index)
     filling.close_part()
     return Plan(table=table, parts=tuple(filling.parts))
+
+
+class Sized(Protocol):
+    """A part by its size."""
+
+    @property
+    def room(self) -> int: ...
+
+
+P = TypeVar("P", bound=Sized)
+
+
+def divide(parts: Sequence[P], count: int) -> list[list[P]]:
+    """The parts in `count` stretches that follow one another, each of about as much room; fewer
+    where there are not so many parts. Always the same for the same parts."""
+    total = sum(part.room for part in parts)
+    stretches: list[list[P]] = [[] for _ in range(count)]
+    before = 0
+    for part in parts:
+        middle = before + part.room / 2
+        stretches[min(int(middle * count / total), count - 1) if total else 0].append(part)
+        before += part.room
+    return [stretch for stretch in stretches if stretch]
 
 
 class _Filling:
@@ -326,6 +352,7 @@ class _Filling:
         """The next item begins a new part. Nothing in it yet: harmless."""
         if self._items:
             number, items = len(self.parts) + 1, Items(bytes(self._items))
-            self.parts.append(Part(number=number, items=items, stored=self._stored))
+            room = self._size - self._left
+            self.parts.append(Part(number=number, items=items, stored=self._stored, room=room))
         self._items, self._left, self._stored = bytearray(), self._size, 0
         self._whole.clear()

@@ -15,6 +15,9 @@ from splitmirror.model import ExtentMap
 # What a member takes beside its data: a pax header, its records and the ustar header (512 bytes
 # each) and its line in the manifest.
 MEMBER_ROOM = 2048
+# What a part takes beside its members: the headers of its manifest, the first and the last line of
+# that, and the end of the tar; without what fills up its last record.
+PART_ROOM = 8 << 10
 # One range of a sparse map in the tar: two numbers with their newlines.
 RANGE_ROOM = 40
 

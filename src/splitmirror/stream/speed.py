@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import mmap
 import time
+from collections.abc import Sequence
 from contextlib import closing
 from typing import Final
 
 from splitmirror.errors import LegError
 from splitmirror.model import Leg, Speed
-from splitmirror.stream.behind import WriteBehind
 from splitmirror.stream.leg_reader import Devices
 from splitmirror.stream.look import ReadCounts
 
@@ -44,19 +44,28 @@ def measured_rate(leg: Leg, size: int) -> float | None:
 
 
 def speed_of(
-    stored: int, seconds: float, reading: ReadCounts, medium: WriteBehind, leg_rate: float | None
+    stored: int,
+    seconds: float,
+    reading: Sequence[ReadCounts],
+    *,
+    written_s: float,
+    for_medium_s: float,
+    streams: int,
+    leg_rate: float | None,
 ) -> Speed:
-    """What `stored` bytes in `seconds` came to. `leg_rate`: what the leg itself can do."""
-    for_leg_s, for_medium_s = reading.waited_s, medium.waited_s
-    packing_s = max(seconds - for_leg_s - for_medium_s, 0.0)
+    """What `stored` bytes in `seconds` came to: of all streams, which went on at once, what each
+    read, and the seconds spent in writing to media and in waiting for them. `leg_rate`: what the
+    leg itself can do."""
+    for_leg_s = sum(counts.waited_s for counts in reading)
+    packing_s = max(seconds * streams - for_leg_s - for_medium_s, 0.0)
     waits = {"reading the leg": for_leg_s, "packing": packing_s, "the medium": for_medium_s}
     return Speed(
         bytes=stored,
         seconds=seconds,
         stages={
-            "looking": reading.look_s,
+            "looking": sum(counts.look_s for counts in reading),
             "packing": packing_s,
-            "writing": medium.busy_s,
+            "writing": written_s,
             "waiting for the leg": for_leg_s,
             "waiting for the medium": for_medium_s,
         },

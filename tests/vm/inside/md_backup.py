@@ -113,7 +113,7 @@ def _disturbed(path: Path, when: str, disk: str) -> subprocess.CompletedProcess[
 
 
 def require_sound(loaded: Config, set_id: str) -> None:
-    verify(loaded.open_medium(), set_id).require_sound()
+    verify(loaded.open_supply(), set_id).require_sound()
 
 
 def load(path: Path) -> Config:

@@ -128,10 +128,10 @@ def test_a_backup_comes_back_with_every_acknowledged_transaction(
         made = backup(loaded)
     record_property(f"{mode}_pause_ms", round(made.write_pause_s * 1000, 1))
     record_property(f"{mode}_bare_floor_ms", round(floor_s * 1000, 1))
-    verify(loaded.open_medium(), made.set_id).require_sound()
+    verify(loaded.open_supply(), made.set_id).require_sound()
     with Catalog.open(loaded.catalog_path) as catalog:
         report = drill(
-            loaded.open_medium(),
+            loaded.open_supply(),
             catalog,
             made.set_id,
             loaded.open_database(),
@@ -233,7 +233,7 @@ def test_a_backup_killed_in_a_phase_is_put_right(scene: Scene, phase: str) -> No
     trusted = PHASES.index(phase) >= PHASES.index("backup")
     assert (recovered.finished is not None) == trusted, recovered.done
     if recovered.finished is not None:
-        verify(loaded.open_medium(), recovered.set_id).require_sound()
+        verify(loaded.open_supply(), recovered.set_id).require_sound()
     nothing_is_left(scene, loaded)
 
 
