@@ -80,7 +80,9 @@ class Notes:
         with self._room(path):
             sync(path)
             sync(self._directory)
-        self._journal.record("part", number=part.number, line=part_line(part).decode())
+        assert part.position is not None
+        line, volume = part_line(part).decode(), part.position.volume
+        self._journal.record("part", number=part.number, volume=volume, line=line)
 
     def parts(self) -> list[PartRecord]:
         """All that are noted, in the order of their numbers. Where several streams were cut off,
