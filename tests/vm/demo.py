@@ -64,7 +64,7 @@ def main(words: Sequence[str]) -> int:
     if asked:
         return in_guest(words, "as asked")
     if missing:
-        return in_guest(words, f"this host has no {', no '.join(missing)}")
+        return in_guest(words, f"this host lacks {', '.join(missing)}")
     here = [PROJECT / ".venv" / "bin" / "splitmirror", "demo", *words]
     return subprocess.run(here, check=False).returncode
 
