@@ -1,7 +1,8 @@
 """Rows of several runs in one document: each row as the run saw it that measured it last.
 
-A whole run takes long, and a scene can be measured again without the others. The pairs of a row are
-always of one run; so is the noise, which is that of the last run that compared dd with dd.
+A whole run takes long, and a scene can be measured again without the others, or at another scale:
+each row says at which. The pairs of a row are always of one run; so is the noise, which is that of
+the last run that compared dd with dd.
 """
 
 from __future__ import annotations
@@ -18,14 +19,18 @@ _SAME = ("kernel", "processor", "processors", "python", "splitmirror")  # of the
 def joined(now: Document, before: Document, order: Sequence[str]) -> dict[str, Any]:
     """Both documents as one, its rows in that order. Raises ConfigError where their rows cannot
     stand beside one another."""
-    differ = [key for key in ("scale", "media") if now[key] != before[key]]
+    differ = ["media"] if now["media"] != before["media"] else []
     differ += [key for key in _SAME if now["machine"][key] != before["machine"][key]]
     if differ:
         raise ConfigError(
             f"the figures that are there already were measured otherwise: {', '.join(differ)}",
             hint="Measure all rows anew, without --add.",
         )
-    rows = {row["name"]: row for document in (before, now) for row in document["rows"]}
+    rows = {
+        row["name"]: {"scale": document["scale"], **row}
+        for document in (before, now)
+        for row in document["rows"]
+    }
     return {
         **before,
         **now,

@@ -64,13 +64,19 @@ def _head(run: Document) -> Iterator[str]:
         f"{machine['memory_gib']} GiB of memory, Linux {machine['kernel']}. Copies lay "
         f"{run['media']}. {_took(run)}"
     )
-    if run["scale"] != 1:
+    if any(_scale(run, row) != 1 for row in run["rows"]):
         yield ""
         yield (
-            f"**This run was scaled to {run['scale']:g}**: its sizes, counts and pairs are not "
-            "those of the goals, and its figures are orientation only."
+            "**Rows with a scale were measured at that share of the goals' sizes**, counts and "
+            "pairs: their figures are orientation only, and were not always made by today's code."
         )
     yield ""
+
+
+def _scale(run: Document, row: Document) -> float:
+    """At which a row was measured."""
+    scale: float = row.get("scale", run["scale"])
+    return scale
 
 
 def _took(run: Document) -> str:
@@ -87,7 +93,9 @@ def _table(run: Document) -> Iterator[str]:
         sign = "≤" if row["at_most"] else "≥"
         met = "yes" if row["met"] else "**no**"
         what = f"[{row['name']}](#{row['name'].lower()})"
-        yield f"| {what} | {row['value']:g} {row['unit']} | {sign} {row['goal']:g} | {met} |"
+        scale = "" if _scale(run, row) == 1 else f" (scale {_scale(run, row):g})"
+        figure = f"{row['value']:g} {row['unit']}{scale}"
+        yield f"| {what} | {figure} | {sign} {row['goal']:g} | {met} |"
     yield ""
     if run["peak_rss_mib"] is not None:
         yield f"Peak resident memory: {run['peak_rss_mib']:g} MiB."

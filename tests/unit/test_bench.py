@@ -256,10 +256,17 @@ def test_the_page_says_what_limits_a_row_only_where_it_is_not_met() -> None:
     assert LIMITS[name] in missed
 
 
-def test_a_page_of_a_scaled_run_says_so() -> None:
-    figures = json.loads((ROOT / "docs/performance.json").read_text())
-    assert "orientation only" in render({**figures, "scale": 0.1})
-    assert "orientation only" not in render({**figures, "scale": 1})
+def test_a_page_says_which_rows_were_measured_at_a_scale() -> None:
+    machine = dict.fromkeys(
+        ["when", "splitmirror", "python", "processors", "processor", "memory_gib", "kernel"], "?"
+    )
+    more = {"scale": 1, "seconds": 60, "media": "here", "machine": machine}
+    made = document([row(2, 1, name="whole"), row(3, 1, name="scaled")], None, **more)
+    assert "orientation only" not in render(made)
+    made["rows"][1]["scale"] = 0.25
+    assert "orientation only" in (page := render(made))
+    assert "| 3 × (scale 0.25) |" in page
+    assert "| 2 × |" in page
 
 
 def test_the_reference_names_every_row() -> None:
@@ -285,10 +292,17 @@ def test_rows_of_two_runs_stand_together_each_as_it_was_measured_last() -> None:
     assert (again["rows"][1]["value"], again["runs"]) == (4, 3)
 
 
-@pytest.mark.parametrize("more", [{"scale": 0.5}, {"media": "elsewhere"}])
-def test_rows_that_were_measured_otherwise_do_not_stand_together(more: dict[str, object]) -> None:
-    with pytest.raises(ConfigError, match=next(iter(more))):
-        joined(figures_of({"a": 1}), figures_of({"b": 1}, **more), ["a", "b"])
+def test_rows_of_runs_at_different_scales_say_at_which() -> None:
+    half = figures_of({"a": 1, "b": 2}, scale=0.5)
+    made = joined(figures_of({"b": 3}), half, ["a", "b"])
+    assert [(each["value"], each["scale"]) for each in made["rows"]] == [(1, 0.5), (3, 1)]
+    again = joined(figures_of({"c": 4}, scale=0.1), made, ["a", "b", "c"])
+    assert [each["scale"] for each in again["rows"]] == [0.5, 1, 0.1]
+
+
+def test_rows_that_were_measured_otherwise_do_not_stand_together() -> None:
+    with pytest.raises(ConfigError, match="media"):
+        joined(figures_of({"a": 1}), figures_of({"b": 1}, media="elsewhere"), ["a", "b"])
 
 
 def test_rows_are_only_added_to_a_file() -> None:
