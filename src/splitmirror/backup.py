@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import cast
@@ -24,7 +24,6 @@ from splitmirror.errors import (
     ConfigError,
     LegError,
     NoRoom,
-    NoSuchVolume,
     NotOnMirror,
     SplitmirrorError,
     UnsupportedStack,
@@ -62,10 +61,12 @@ from splitmirror.run import Run
 from splitmirror.stream.plan import Plan, plan_parts
 from splitmirror.stream.speed import measured_rate
 from splitmirror.stretches import Job
+from splitmirror.supplying import supply_of
 from splitmirror.system import filesystems
 from splitmirror.system.deadline import deadline
 from splitmirror.system.process import boot_id
 from splitmirror.units import parse_size, show_size
+from splitmirror.volumes import require_named_volume
 
 # A member's headers, its padding, its line in the manifest and again in the set's catalogue.
 MEMBER_TAKES = 2560
@@ -231,10 +232,10 @@ def opened(config: Config) -> Iterator[Tools]:
     with ExitStack() as stack:
         mirror = config.open_mirror()
         stack.callback(mirror.close)
-        supply = config.open_supply()
-        stack.callback(supply.close)
         catalog = Catalog.open(config.catalog_path)
         stack.callback(catalog.close)
+        supply = supply_of(config, catalog)
+        stack.callback(supply.close)
         yield Tools(mirror=mirror, database=config.open_database(), supply=supply, catalog=catalog)
 
 
@@ -246,16 +247,16 @@ def look_first(config: Config, tools: Tools) -> None:
     trees = plan_trees(layout.roots, tools.mirror.volumes(), layout.keep)
     stop_at_first(would_freeze(config, filesystems_of(trees)))
     stop_at_first(tools.mirror.preflight(filesystems_of(trees)))
-    require_streams(config, tools.supply)
-    with suppress(NoSuchVolume):  # it is made when everything else is well
-        tools.supply.look()
+    require_named_volume(config, tools.catalog)
+    require_streams(config, tools.supply.streams)
+    tools.supply.look()
 
 
-def require_streams(config: Config, supply: Supply) -> None:
+def require_streams(config: Config, drives: int) -> None:
     """Raises ConfigError when there are fewer drives than streams are wanted."""
-    if config.backup.streams > supply.streams:
+    if config.backup.streams > drives:
         raise ConfigError(
-            f"[backup] streams is {config.backup.streams}, but {supply.streams} volumes can be "
+            f"[backup] streams is {config.backup.streams}, but {drives} volumes can be "
             "written at once",
             hint="Take fewer streams, or give the medium more drives.",
         )

@@ -6,6 +6,7 @@ driver, whose module says what it takes (`Settings`). So a new driver edits noth
 
 from __future__ import annotations
 
+import difflib
 import re
 import tomllib
 from collections.abc import Collection, Sequence
@@ -17,6 +18,7 @@ import msgspec
 
 from splitmirror.drivers import Seam, convert, driver
 from splitmirror.errors import ConfigError
+from splitmirror.media.pools import Pool
 from splitmirror.model import Check, Cleanup, Mode
 from splitmirror.units import parse_size, size_setting
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from splitmirror.databases import Database
     from splitmirror.media import Medium
     from splitmirror.media.library import Library
-    from splitmirror.media.supply import Supply
+    from splitmirror.media.supply import ReadSupply
     from splitmirror.mirrors import Mirror
 
 DEFAULT_PATH = Path("/etc/splitmirror.toml")
@@ -85,7 +87,10 @@ class BackupOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The whole file. `mirror`, `database`, `medium`: the driver's name and its own settings."""
+    """The whole file. `mirror`, `database`, `medium`: the driver's name and its own settings.
+
+    With `pool` volumes are chosen from that one of `pools`; else it is always `volume`.
+    """
 
     source: str
     mirror: dict[str, Any]
@@ -94,6 +99,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     state_dir: str = "/var/lib/splitmirror"
     catalog: str = ""
     volume: str = "SM0001"  # label of the medium's volume, six characters
+    pool: str = ""
+    pools: dict[str, Pool] = {}
     backup: BackupOptions = BackupOptions()
 
     def __post_init__(self) -> None:
@@ -106,6 +113,20 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise ConfigError(
                 f"volume = {self.volume!r} is no volume label",
                 hint="Take six capital letters and digits, for example SM0001.",
+            )
+        for name in self.pools:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}", name):
+                raise ConfigError(
+                    f"[pools.{name}] cannot be the name of a pool",
+                    hint="Take 1 to 32 letters, digits, dots, dashes and underscores.",
+                )
+        if self.pool and self.pool not in self.pools:
+            near = difflib.get_close_matches(self.pool, self.pools, n=1)
+            raise ConfigError(
+                f"pool = {self.pool!r}, but there is no [pools.{self.pool}]",
+                hint=f"Did you mean {near[0]!r}?"
+                if near
+                else "Add that table: what of each source is kept, for example keep_sets = 7.",
             )
         if not Path(self.state_dir).is_absolute():
             raise ConfigError(
@@ -150,6 +171,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         opened: Medium = module.open_medium(settings)
         return opened
 
+    def open_drives(self) -> list[Medium]:
+        module, settings = driver("media", "medium", self.medium)
+        if not hasattr(module, "open_drives"):
+            return [self.open_medium()]
+        opened: list[Medium] = module.open_drives(settings)
+        return opened
+
     def open_library(self) -> Library:
         """The drives, and the changer that they have or the person who is asked. Raises
         ChangerError."""
@@ -157,16 +185,20 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         from splitmirror.media.library import Library
 
         module, settings = driver("media", "medium", self.medium)
-        many = hasattr(module, "open_drives")
-        drives = module.open_drives(settings) if many else [module.open_medium(settings)]
+        drives = self.open_drives()
         changer = module.open_changer(settings) if hasattr(module, "open_changer") else None
         leases = self.state / "leases"
         return Library(drives, changer, leases=leases, ask=ask_by(settings))
 
-    def open_supply(self) -> Supply:
-        """Where volumes come from."""
+    def open_supply(self) -> ReadSupply:
+        """Volumes to read, whichever are wanted. Raises ChangerError."""
+        from splitmirror.media.librarysupply import LibraryVolumes
         from splitmirror.media.supply import OneVolume
 
+        library = self.open_library()
+        if self.pool or library.has_changer:
+            return LibraryVolumes(library)
+        library.close()
         return OneVolume(self.open_medium(), self.volume)
 
 
@@ -188,6 +220,11 @@ def load(path: Path, *, needed: Collection[Seam] = SEAMS.keys()) -> Config:
         raise ConfigError(f"{path} cannot be read: {error}", hint="Check its owner.") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not TOML: {error}", hint="Correct that line.") from error
+    if "pool" in table and "volume" in table:
+        raise ConfigError(
+            f"{path} has both `volume` and `pool`",
+            hint="Keep `pool` to have volumes chosen, or `volume` to write to one only.",
+        )
     config: Config = convert(table, Config, str(path))
     for seam in needed:
         driver(seam, SEAMS[seam], getattr(config, SEAMS[seam]))

@@ -3,17 +3,19 @@ even when one fails, and some that only a person can weigh."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from splitmirror import journal, preflight
-from splitmirror.backup import filesystems_of
+from splitmirror.backup import filesystems_of, require_streams
 from splitmirror.catalog import Catalog
 from splitmirror.config import Config
 from splitmirror.errors import (
     Busy,
+    MediumError,
     MirrorNotReady,
     NeedsRecovery,
     NoRoom,
@@ -21,7 +23,7 @@ from splitmirror.errors import (
     SplitmirrorError,
 )
 from splitmirror.extents.trees import plan_trees
-from splitmirror.media import librarycheck
+from splitmirror.media import Identified, Telling, librarycheck
 from splitmirror.media.volume import look_at_volume
 from splitmirror.mirrors import Mirror
 from splitmirror.model import Filesystem, Finding
@@ -50,6 +52,8 @@ def examine(config: Config) -> list[Finding]:
     findings += _looked("the catalogue", lambda: _catalog(config))
     findings += _looked("the mirror and the database", lambda: _source(config))
     findings += _looked("the medium", lambda: _medium(config))
+    findings += _alerts(config)
+    findings += _looked("the streams", lambda: _streams(config))
     return findings
 
 
@@ -218,3 +222,24 @@ def _medium(config: Config) -> Iterable[Finding]:
         yield Finding(what=f"volume {config.volume}: {room}")
     finally:
         medium.unload()
+
+
+def _alerts(config: Config) -> Iterable[Finding]:
+    """What the drives say of themselves. What keeps one from being asked is told by the look at the
+    medium."""
+    for number, drive in enumerate(config.open_drives()):
+        if not isinstance(drive, Telling):
+            continue
+        name = drive.name if isinstance(drive, Identified) else f"drive {number}"
+        with contextlib.suppress(SplitmirrorError):
+            for alert in drive.alerts():
+                hint = "See to it before the next backup; docs/tape.md."
+                problem = MediumError(f"{name} says: {alert}", hint=hint)
+                yield Finding(what=name, problem=problem, warning=True)
+
+
+def _streams(config: Config) -> Iterable[Finding]:
+    if config.backup.streams == 1:
+        return
+    require_streams(config, len(config.open_drives()))
+    yield Finding(what=f"streams: {config.backup.streams} volumes at once")

@@ -10,7 +10,7 @@ import difflib
 import importlib
 import pkgutil
 import re
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -75,7 +75,7 @@ def _field_names(struct: type[Any]) -> set[str]:
     names: set[str] = set()
     for known in msgspec.structs.fields(struct):
         names.add(known.encode_name)
-        inner = known.type
-        if isinstance(inner, type) and issubclass(inner, msgspec.Struct):
-            names |= _field_names(inner)
+        for inner in (known.type, *get_args(known.type)):
+            if isinstance(inner, type) and issubclass(inner, msgspec.Struct):
+                names |= _field_names(inner)
     return names

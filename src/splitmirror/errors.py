@@ -216,6 +216,13 @@ class NoSuchVolume(MediumError):
     exit_code = 54
 
 
+class VolumeKept(MediumError):
+    """The volume may not be written to: a set on it has not expired, or it is held, retired, or
+    write-once."""
+
+    exit_code = 56
+
+
 class MediumDamaged(MediumError):
     """What was read back is not what the format allows."""
 

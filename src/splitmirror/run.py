@@ -182,12 +182,14 @@ def ended(records: list[Record]) -> bool:
     return any(record.kind == "end" for record in records)
 
 
-def unfinished(state: Path, source: str) -> list[Path]:
-    """The directories of the source's runs that were cut off, oldest first. With the lock held, or
-    a run that is going on is among them. A damaged journal counts by what of it can be read."""
+def unfinished(state: Path, source: str | None = None) -> list[Path]:
+    """The directories of the source's (None: of any source's) runs that were cut off, oldest first.
+    With the lock held, or a run that is going on is among them. A damaged journal counts by what of
+    it can be read."""
     found = []
     for directory in sorted((state / "runs").glob("*")):
         records = journal.read(directory, lenient=True)
-        if records and records[0].facts.get("source") == source and not ended(records):
+        mine = records and source in (None, records[0].facts.get("source"))
+        if mine and not ended(records):
             found.append(directory)
     return found

@@ -23,16 +23,19 @@ from splitmirror.archive.seeking import PartReader, PlainRecord, Recorded
 from splitmirror.bringing import Bringing, OnVolume, Told, on_volumes
 from splitmirror.catalog import LATEST, Catalog, Lookup
 from splitmirror.catalog.rebuild import (
-    WARNING,
     Walked,
+    record_one,
     record_sets,
     sets_on,
     temporary_catalog,
     walk,
 )
+from splitmirror.catalog.volumes import WARNING
 from splitmirror.errors import MediumDamaged, MediumError, VerifyFailed
 from splitmirror.media import Medium
+from splitmirror.media.labels import TapeFileKind
 from splitmirror.media.supply import Loaded, ReadSupply
+from splitmirror.media.walking import SetOnVolume
 from splitmirror.progress import Progress, silent
 
 _LISTED = 20  # damages that a message names
@@ -62,17 +65,46 @@ class VerifyReport:
 
     def require_sound(self) -> None:
         """Raises VerifyFailed, with this report as a fact, when anything was damaged."""
-        if self.sound:
-            return
-        named = [f"{found.where}: {found.what}" for found in self.damage[:_LISTED]]
-        if len(self.damage) > _LISTED:
-            named.append(f"and {len(self.damage) - _LISTED} more")
-        raise VerifyFailed(
-            f"the set {self.set_id} is damaged:\n  " + "\n  ".join(named),
-            hint="Clean the drive and verify again. If it stays so, make a new backup; what is not "
-            "named here can still be restored.",
-            report=self,
-        )
+        _require_none(self.damage, f"the set {self.set_id}", self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeReport:
+    """What was read back of each set that has parts on a volume, of these parts alone. `elsewhere`:
+    the sets whose own catalogue is not on this volume: they go on on another, or were cut off.
+    `damage`: of the volume's labels."""
+
+    serial: str
+    sets: tuple[VerifyReport, ...]
+    elsewhere: tuple[str, ...] = ()
+    damage: tuple[Damage, ...] = ()
+
+    @property
+    def sound(self) -> bool:
+        return not self.damage and all(report.sound for report in self.sets)
+
+    def require_sound(self) -> None:
+        """Raises VerifyFailed, with this report as a fact, when anything was damaged."""
+        of_sets = [
+            Damage(where=f"{report.set_id}, {found.where}", what=found.what)
+            for report in self.sets
+            for found in report.damage
+        ]
+        _require_none([*self.damage, *of_sets], f"volume {self.serial}", self)
+
+
+def _require_none(damage: Sequence[Damage], what: str, report: object) -> None:
+    if not damage:
+        return
+    named = [f"{found.where}: {found.what}" for found in damage[:_LISTED]]
+    if len(damage) > _LISTED:
+        named.append(f"and {len(damage) - _LISTED} more")
+    raise VerifyFailed(
+        f"{what} is damaged:\n  " + "\n  ".join(named),
+        hint="Clean the drive and verify again. If it stays so, make a new backup; what is not "
+        "named here can still be restored.",
+        report=report,
+    )
 
 
 def verify(
@@ -109,6 +141,58 @@ def verify(
             bytes=verifying.bytes,
             damage=(*damage, *(found for one in volumes for found in verifying.damage[one.serial])),
         )
+
+
+def verify_volume(supply: ReadSupply, serial: str, *, progress: Progress = silent) -> VolumeReport:
+    """Read all of a volume back, set by set, and check every hash. Writes nothing, and asks no
+    catalogue but those on the volume. Gives all damage that was found; `progress` counts bytes.
+
+    Raises NoSuchVolume, WrongMedium, and MediumError only when the volume cannot be read at all.
+    """
+    with Bringing(supply) as bringing:
+        loaded = bringing.bring(serial)
+        sets, error = sets_on(loaded[1])
+        total = sum(file.blocks * file.block_size for found in sets for file in found.files)
+        told = Told(progress, total)
+        reports = tuple(_verify_on(loaded, found, bringing, told) for found in sets)
+        progress(total, total)
+        return VolumeReport(
+            serial=serial,
+            sets=reports,
+            elsewhere=tuple(found.set_id for found in sets if not found.complete),
+            damage=() if error is None else (Damage(where="labels", what=str(error)),),
+        )
+
+
+def _verify_on(loaded: Loaded, found: SetOnVolume, bringing: Bringing, told: Told) -> VerifyReport:
+    """The parts of one set that are on the volume."""
+    medium, volume = loaded
+    with temporary_catalog() as index:
+        record_one(loaded, index, found)
+        reading = _Reading(medium, index, bringing, told)
+        parts = [part for part in index.parts(found.set_id) if _is_on(part, volume.serial)]
+        for part in parts:
+            reading.part(part)
+        whole = index.get(found.set_id).complete
+    numbers = {part.number for part in parts}
+    unread = [
+        Damage(where=f"part {file.part_number}", what="its manifest cannot be read")
+        for file in found.files
+        if file.kind is TapeFileKind.PART and file.part_number not in numbers
+    ]
+    if found.complete and not whole:
+        unread.append(Damage(where="catalogue of the set", what="it cannot be read"))
+    return VerifyReport(
+        set_id=found.set_id,
+        parts=len(parts),
+        files=reading.files,
+        bytes=reading.bytes,
+        damage=(*reading.damage, *unread),
+    )
+
+
+def _is_on(part: PartRecord, serial: str) -> bool:
+    return part.position is not None and part.position.volume == serial
 
 
 def _record(

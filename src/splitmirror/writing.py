@@ -4,7 +4,7 @@ The parts are divided into as many stretches of the set's order as there are str
 has a drive, a reader of the leg and a writer of its own, and writes its stretch on as many volumes
 as that takes. A part is never divided between volumes: where a volume may not hold it any more it
 is given up there and written again from its beginning on the next one, for the split mirror can be
-read again. docs/adr/0018-a-set-over-several-volumes.md says why.
+read again. docs/adr/0019-a-set-over-several-volumes.md says why.
 
 Everything is durable part by part. After a crash the medium is asked which parts are whole; what
 the run had noted of them lies in its directory, and each stream goes on behind its last one.

@@ -254,6 +254,45 @@ def test_a_rebuild_without_its_volume_leaves_no_catalogue(lab: Lab) -> None:
     assert [found["set_id"] for found in rebuilt] == [found["set_id"] for found in before]
 
 
+def test_the_volume_is_listed_verified_told_and_retired(lab: Lab) -> None:
+    (volume,) = run_json(lab, "media", "list")["volumes"]
+    (made, *_) = run_json(lab, "list")["sets"]
+    assert (volume["serial"], volume["sets"][0]) == ("SM0001", made["set_id"])
+    assert "all that is on it is whole" in run(lab, "media", "verify", "SM0001")
+    assert f"the catalogue of the set {made['set_id']}: complete" in run(lab, "media", "dump")
+    assert run_json(lab, "media", "scan")["missing"] == []
+    run(lab, "media", "retire", "SM0001")
+    assert "retired" in refused(lab, errors.VolumeKept, "backup")
+    run(lab, "media", "retire", "SM0001", "--undo")
+
+
+def test_a_volume_whose_sets_have_expired_is_written_anew(
+    subject: PostgreSQL, lab: Lab, tmp_path: Path
+) -> None:
+    good = lab.config_path.read_text()
+    pools = "\n[pools.nightly]\nkeep_sets = 1\n"
+    other = good.replace(str(lab.tape), str(lab.base / "media" / "other.tap"))
+    try:
+        lab.config_path.write_text(good + pools)
+        first = run_json(lab, "media", "scan", "--pool", "nightly")["volumes"][0]
+        run(lab, "media", "release", "--all")  # what was rebuilt before is held
+        assert first["pool"] == "nightly"
+        assert "has not expired" in refused(lab, errors.VolumeKept, "media", "label", "SM0001")
+        lab.config_path.write_text('volume = "SM0002"\n' + other + pools)
+        run(lab, "media", "label", "SM0002", "--pool", "nightly")
+        newest = run_json(lab, "backup")["set_id"]
+        lab.config_path.write_text(good + pools)
+        assert "may be written anew" in run(lab, "media", "list")
+        run(lab, "media", "label", "SM0001", "--pool", "nightly")
+        assert [found["set_id"] for found in run_json(lab, "list")["sets"]] == [newest]
+        again = run_json(lab, "backup")["set_id"]
+        run(lab, "restore", again, table_file(subject), "--to", str(tmp_path / "again"))
+        lab.config_path.write_text('volume = "SM0002"\n' + other + pools)
+        run(lab, "restore", newest, table_file(subject), "--to", str(tmp_path / "newest"))
+    finally:
+        lab.config_path.write_text(good)
+
+
 def test_a_backup_that_was_cut_off_is_recovered_and_never_resynced_away(lab: Lab) -> None:
     argv = [sys.executable, "-c", KILLED_IN_ITS_BACKUP, str(lab.config_path)]
     assert subprocess.run(argv, check=False, capture_output=True).returncode == -9

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
@@ -42,7 +43,7 @@ from splitmirror.errors import (
     VerifyFailed,
     WrongMedium,
 )
-from splitmirror.media import Block, Mark, Medium
+from splitmirror.media import Block, Mark, Medium, Pace
 from splitmirror.media.labels import TapeFileKind
 from splitmirror.media.volume import label_volume
 from splitmirror.restore import restore
@@ -268,6 +269,27 @@ def test_without_another_volume_the_run_says_so_and_goes_on_once_there_is_one(
     assert numbers_on(more)["SM0003"][0] == noted + 1
     assert [use.full for use in written.backup_set.volumes][:2] == [True, True]
     assert verify(more, scene.set_id).sound
+
+
+def test_a_volume_from_which_a_noted_part_is_gone_is_not_gone_on_with(
+    scene: Scene, tmp_path: Path
+) -> None:
+    shelf = shelf_at(tmp_path / "shelf")
+    shelf.serials = ["SM0001"]
+    with pytest.raises(EndOfMedium):
+        scene.write(shelf)
+    journal_path = scene.directory / "journal"
+    lines = journal_path.read_bytes().splitlines(keepends=True)
+    journal_path.write_bytes(b"".join(line for line in lines if b"volume full" not in line))
+    for path in (shelf.path("SM0001"), shelf.path("SM0001").with_suffix(".tap.idx")):
+        path.unlink(missing_ok=True)
+    medium = shelf.drive("SM0001")
+    label_volume(medium, "SM0001")
+    medium.unload()
+    before = shelf.path("SM0001").read_bytes()
+    with pytest.raises(WrongMedium, match="is not on volume SM0001 any more"):
+        scene.write(shelf_at(tmp_path / "shelf"))
+    assert shelf.path("SM0001").read_bytes() == before
 
 
 # --- volumes that can be written once
@@ -579,6 +601,17 @@ def test_when_one_stream_fails_the_others_stop_and_the_run_can_be_taken_up(
     assert same_as(content, tmp_path / "target")
 
 
+def test_with_fewer_drives_than_streams_one_stretch_follows_another_on_the_same_volumes(
+    content: Content, scene: Scene, tmp_path: Path
+) -> None:
+    shelf = shelf_at(tmp_path / "shelf", drives=1)
+    several = Scene(content=content, directory=scene.directory, streams=3)
+    written = several.write(shelf)
+    uses = written.backup_set.volumes
+    assert [use.full for use in uses] == [True] * (len(uses) - 1) + [False]
+    assert verify(shelf, scene.set_id).sound
+
+
 def test_a_run_of_several_streams_is_taken_up_with_fewer_drives(
     content: Content, scene: Scene, tmp_path: Path
 ) -> None:
@@ -596,6 +629,33 @@ def test_a_run_of_several_streams_is_taken_up_with_fewer_drives(
     assert verify(shelf, scene.set_id).sound
 
 
+# --- streaming
+
+
+class PacedDrive(FaultyMedium):
+    """A drive that wants more than any leg gives, from a buffer smaller than a part."""
+
+    pace = Pace(native=1 << 20, least=1 << 50, buffer_s=0.125, mark=0.5)
+
+
+def test_stalls_are_counted_for_each_volume_and_a_slow_leg_is_told(
+    content: Content, scene: Scene, catalog: Catalog, tmp_path: Path
+) -> None:
+    shelf = shelf_at(tmp_path / "shelf", wrap=lambda _, inner: PacedDrive(inner, []))
+    written = recorded(catalog, scene.write(shelf))
+    assert verify(shelf, scene.set_id).sound
+    uses = [use for use in written.volumes if use.parts]
+    assert sum(use.stalls for use in uses) > 0
+    for use in uses:
+        assert (use.stalled_s > 0) == (use.stalls > 0)
+        assert any("the drive needs" in note for note in use.notes) == (use.stalls > 0)
+    assert [use.volume for use in shelf.uses] == shelf.at_hand()
+    told = {use.volume: use.stalls for use in shelf.uses}
+    assert told == {use.volume: use.stalls for use in written.volumes}
+    again = next(facts for facts in scene.journalled("volume full"))
+    assert again["stalls"] == told[str(again["volume"])]
+
+
 # --- cut off
 
 
@@ -608,15 +668,14 @@ def killed_at(scene: Scene, shelf: TapeShelf, number: int, *, after: bool) -> bo
         code = os.waitstatus_to_exitcode(status)
         assert code in (0, -signal.SIGKILL)
         return code != 0
-    record, made = journal.Journal.record, 0
+    record, numbers = journal.Journal.record, itertools.count(1)  # each stream's thread records
 
     def deadly(kept: journal.Journal, kind: str, **facts: object) -> None:
-        nonlocal made
-        made += 1
-        if made == number and not after:
+        now = next(numbers) == number
+        if now and not after:
             os.kill(os.getpid(), signal.SIGKILL)
         record(kept, kind, **facts)
-        if made == number:
+        if now:
             os.kill(os.getpid(), signal.SIGKILL)
 
     try:

@@ -10,6 +10,7 @@ from splitmirror import config
 from splitmirror.drivers import drivers
 from splitmirror.errors import ConfigError
 from splitmirror.media.changer import SlotKind
+from splitmirror.media.pools import Pool
 from splitmirror.model import Check, Mode
 
 GOOD = """
@@ -43,6 +44,18 @@ def test_defaults_are_hot_mode_checked_before_the_release(tmp_path: Path) -> Non
     assert loaded.catalog_path == Path("/var/lib/splitmirror/catalog.sqlite")
 
 
+def test_a_pool_and_a_volume_exclude_one_another(tmp_path: Path) -> None:
+    pools = "[pools.nightly]\nkeep_sets = 7\n"
+    loaded = load(tmp_path, f'pool = "nightly"\n{GOOD}{pools}')
+    assert loaded.pool == "nightly"
+    assert loaded.pools == {"nightly": Pool(keep_sets=7)}
+    with pytest.raises(ConfigError, match="both `volume` and `pool`"):
+        load(tmp_path, f'pool = "nightly"\nvolume = "SM0001"\n{GOOD}{pools}')
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, f'pool = "nightli"\n{GOOD}{pools}')
+    assert "'nightly'" in caught.value.hint
+
+
 @pytest.mark.parametrize(
     ("wrong", "message", "hint"),
     [
@@ -62,6 +75,9 @@ def test_defaults_are_hot_mode_checked_before_the_release(tmp_path: Path) -> Non
         ("early_warning = -1", r"\[medium\] early_warning = -1", "256M"),
         ("capacity = 'lots'", r"\[medium\] capacity = 'lots'", "256M"),
         ("capacity = '1MiB'", "capacity 1MiB is not above", "early_warning"),
+        ("[pools.nightly]\nkeep_set = 3", "keep_set", "'keep_sets'"),
+        ("[pools.nightly]\nkeep_days = -1", "keep_days is -1", "number"),
+        ("[pools.'a b']\nkeep_days = 1", "a b", "letters"),
         ("[", "not TOML", "line"),
     ],
 )
@@ -78,6 +94,7 @@ def test_a_wrong_value_is_named_with_what_to_write(
     [
         ('source = "prod"', 'source = "a/b"', "a/b"),
         ('source = "prod"', 'source = "prod"\nvolume = "tape"', "tape"),
+        ('source = "prod"', 'source = "prod"\npool = "nights"', r"no \[pools.nights\]"),
         ('source = "prod"', 'source = "prod"\nstate_dir = "here"', "absolute"),
         ('driver = "none"', 'driver = "oracle"', "oracle"),
         ('driver = "none"', 'driver = "../none"', "none"),

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.unit.made_sets import (
+    BLOCK_SIZE,
     Made,
     a_set,
     directory,
@@ -20,8 +22,10 @@ from tests.unit.made_sets import (
     write_set,
 )
 
+from splitmirror.archive.ahead import WINDOW
 from splitmirror.archive.manifest import MemberRecord, PartRecord
 from splitmirror.catalog import Catalog
+from splitmirror.catalog.rebuild import record_sets
 from splitmirror.errors import MediumError, NoSuchVolume, VerifyFailed
 from splitmirror.media import Medium
 from splitmirror.media.memory import Cartridge, Memory
@@ -37,8 +41,8 @@ from splitmirror.verify import verify
 class Shelf:
     """Volumes in memory. `most`: how many were there at once."""
 
-    def __init__(self, drives: dict[str, Medium], readers: int) -> None:
-        self.drives, self.readers = drives, readers
+    def __init__(self, drives: Mapping[str, Any], readers: int) -> None:
+        self.drives, self.readers = dict(drives), readers
         self.brought: list[str] = []
         self.most = self._there = 0
 
@@ -63,9 +67,9 @@ class Shelf:
 
 def spread(
     catalog: Catalog, volumes: Sequence[Sequence[Sequence[Member]]]
-) -> tuple[dict[str, Medium], Made]:
+) -> tuple[dict[str, Memory], Made]:
     """A set of which each volume holds some parts; their numbers go on from volume to volume."""
-    drives: dict[str, Medium] = {}
+    drives: dict[str, Memory] = {}
     parts: list[PartRecord] = []
     members: list[tuple[int, MemberRecord]] = []
     for at, on_it in enumerate(volumes, 1):
@@ -128,6 +132,39 @@ class Slow:
     def read(self, buffer: memoryview) -> object:
         threading.Event().wait(0.002)
         return self._inner.read(buffer)
+
+
+class At:
+    """A drive that does something before it reads an object."""
+
+    def __init__(self, inner: Memory, at: int, act: Callable[[], object]) -> None:
+        self._inner, self._at, self._act = inner, at, act
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._inner, name)
+
+    def read(self, buffer: memoryview) -> object:
+        if self._inner.tell() == self._at:
+            self._act()
+        return self._inner.read(buffer)
+
+
+def test_of_two_names_whose_data_come_at_the_same_time_one_becomes_a_link(
+    catalog: Catalog, tmp_path: Path
+) -> None:
+    content = os.urandom(2 * WINDOW)
+    here = [directory(b"data"), file(b"data/a", content)]
+    there = [file(b"data/c", content, link=b"data/a")]
+    drives, made = spread(catalog, [[here], [there]])
+    second_window, other_has_come = 5 + WINDOW // BLOCK_SIZE, threading.Event()
+    first = At(drives["SM0001"], second_window, lambda: other_has_come.wait(30))
+    second = At(drives["SM0002"], second_window - 1, other_has_come.set)
+    shelf = Shelf({"SM0001": first, "SM0002": second}, 2)
+    restore(shelf, catalog, made.set_id, (), tmp_path / "target")
+    place = tmp_path / "target/data"
+    assert (place / "a").read_bytes() == content
+    assert (place / "a").samefile(place / "c")
+    assert sorted(shelf.brought) == list(drives)
 
 
 @pytest.mark.parametrize("readers", [1, 2])
@@ -223,3 +260,12 @@ def test_verify_puts_together_what_it_found_on_several_volumes(
     assert (report.parts, report.files) == (6, len(made.members))
     assert report.bytes == made.backup_set.stored_bytes
     assert sorted(shelf.brought) == list(drives)
+
+
+def test_a_part_that_was_written_twice_is_taken_once(catalog: Catalog) -> None:
+    drive = Memory(Cartridge())
+    for _ in range(2):  # it was whole in the moment before a crash, but not noted
+        write_set(drive, [[directory(b"data"), file(b"data/a", b"a")]], complete=False)
+    (found,) = record_sets(Shelf({"SM0001": drive}, 1), catalog)
+    assert (found.complete, found.files) == (False, 2)
+    assert [part.number for part in catalog.parts(found.set_id)] == [1]

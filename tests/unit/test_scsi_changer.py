@@ -122,7 +122,7 @@ def test_what_is_wrong_with_a_slot_is_in_words() -> None:
     [
         ("70 00 05 00000000 0a 00000000 3b 0d", Sense(key=5, asc=0x3B, ascq=0x0D)),
         ("f1 00 06 00000000 0a 00000000 28 01", Sense(key=6, asc=0x28, ascq=0x01)),
-        ("72 02 04 01", Sense(key=2, asc=4, ascq=1)),
+        ("72 02 04 01 00000000", Sense(key=2, asc=4, ascq=1)),
         ("73 04 15 01 00000000", Sense(key=4, asc=0x15, ascq=1)),
         ("70 00 05", None),
         ("00", None),

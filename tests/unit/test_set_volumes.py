@@ -4,12 +4,11 @@ volume that needs no library."""
 from __future__ import annotations
 
 import json
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 from tests.unit.made_sets import a_set, blank, file, write_set
+from tests.unit.test_catalog_volumes import of_version_1
 
 from splitmirror import config
 from splitmirror.archive.set_catalogue import set_document, set_of
@@ -43,14 +42,9 @@ def test_the_catalogue_gives_back_what_was_recorded_of_the_volumes(
 
 
 def test_a_catalogue_of_the_first_version_gets_the_column(made: BackupSet, tmp_path: Path) -> None:
-    path = tmp_path / "catalog.db"
-    with Catalog.open(path) as catalog:
-        catalog.record(a_set("old-1"), [], [])
-    with closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute("ALTER TABLE sets DROP COLUMN volumes")
-        connection.execute("UPDATE schema_version SET version = 1")
+    path = of_version_1(tmp_path / "catalog.db")
     with Lookup.open_to_read(path) as looked:
-        assert looked.get("old-1").volumes == ()
+        assert [known.volumes for known in looked.sets()] == [(), ()]
     with Catalog.open(path) as catalog:
         catalog.record(made, [], [])
         assert catalog.get("orders-1") == made

@@ -15,8 +15,8 @@ from splitmirror.errors import (
     MediumError,
     WrongMedium,
 )
-from splitmirror.media import FILEMARK, Mark, Medium
-from splitmirror.media.labels import VolumeLabel
+from splitmirror.media import FILEMARK, Limits, Mark, Medium
+from splitmirror.media.labels import FormatLabel, VolumeLabel
 from splitmirror.media.memory import Cartridge, Memory
 from splitmirror.media.virtualtape import Settings, VirtualTape, open_medium
 from splitmirror.media.volume import (
@@ -94,11 +94,42 @@ def test_a_volume_that_is_not_blank_is_not_labelled(medium: Memory) -> None:
     assert medium.cartridge.objects == before
 
 
-def test_labelling_by_force_loses_what_was_there(medium: Memory) -> None:
+def test_what_is_named_may_be_lost_and_nothing_else(medium: Memory) -> None:
     with_sets(medium, "set-1")
-    label_volume(medium, "SM0002", force=True)
+    before = list(medium.cartridge.objects)
+    for other in ("SM0002", "unlabelled", ""):
+        with pytest.raises(WrongMedium, match="it is SM0001"):
+            label_volume(medium, "SM0002", losing=other)
+        assert medium.cartridge.objects == before
+    label_volume(medium, "SM0002", losing="SM0001")
     assert shape(medium) == "VOL1 **"
     assert reader_of(medium).serial == "SM0002"
+
+
+FOREIGN = VolumeLabel(serial="PAY001").pack().replace(b"SPLITMIRROR", b"SOMEOTHER  ")
+
+
+@pytest.mark.parametrize(
+    ("first", "name"),
+    [
+        (FOREIGN, "PAY001"),
+        (FOREIGN.decode("ascii").encode("cp037"), "PAY001"),
+        (FOREIGN + bytes(432), "PAY001"),  # padded by a drive with fixed blocks
+        (b"a tar" * 100, "unlabelled"),
+        (b"\xff" * 80, "unlabelled"),
+        (None, "unlabelled"),
+    ],
+)
+def test_a_volume_of_another_program_is_lost_only_by_its_name(
+    medium: Memory, first: bytes | None, name: str
+) -> None:
+    medium.cartridge.objects = [first, None, b"their data"]
+    for losing in (None, "SM0001"):
+        with pytest.raises(WrongMedium, match=f"it is {name}"):
+            label_volume(medium, "SM0001", losing=losing)
+    assert medium.cartridge.objects == [first, None, b"their data"]
+    label_volume(medium, "SM0001", losing=name)
+    assert shape(medium) == "VOL1 **"
 
 
 def test_a_serial_that_is_none_is_refused_with_what_to_take(medium: Memory) -> None:
@@ -160,7 +191,7 @@ def test_records_are_read_from_any_number_on(medium: Memory) -> None:
 def test_a_tape_file_of_another_volume_is_not_read(medium: Memory) -> None:
     with open_for_append(medium, label_blank="SM0001") as writer:
         file = append(writer, "set-1", 1, 1)
-    label_volume(medium, "SM0002", force=True)
+    label_volume(medium, "SM0002", losing="SM0001")
     with pytest.raises(WrongMedium, match="SM0001 is needed, SM0002"):
         reader_of(medium).open(file)
 
@@ -257,6 +288,43 @@ def test_a_run_cut_off_at_any_object_goes_on_after_its_last_complete_part() -> N
         assert [*reader.files()][: len(complete)] == complete
         assert reader.sets()[-1].set_id == "set-3"
         assert reader.sets()[-1].complete
+
+
+def test_a_run_cut_off_where_a_tape_driver_puts_a_filemark_goes_on_as_well() -> None:
+    """Linux's st does, behind records that a process wrote which then died."""
+    whole = Memory(Cartridge())
+    with_sets(whole, "set-1", "set-2")
+    objects = whole.cartridge.objects
+    files = list(reader_of(whole).files())
+    for cut in range(1, len(objects) + 1):
+        if objects[cut - 1] is None:
+            continue
+        medium = Memory(Cartridge())
+        medium.cartridge.objects = [*objects[:cut], None]
+        complete = [file for file in files if file.behind <= cut + 1]
+        with open_for_append(medium, "SM0001") as writer:
+            assert list(writer.files) == complete
+            append_set(writer, "set-3", 1)
+        assert [*reader_of(medium).files()][: len(complete)] == complete
+
+
+def test_a_filemark_in_a_labels_place_with_something_behind_it_is_damage(medium: Memory) -> None:
+    with_sets(medium, "set-1", "set-2")
+    second = list(reader_of(medium).files())[3]
+    medium.cartridge.objects[second.position.object + 1] = None
+    with pytest.raises(MediumDamaged, match="filemark stands where a label should"):
+        open_for_append(medium, "SM0001")
+
+
+def test_a_drive_with_fixed_blocks_gets_padded_labels(medium: Memory) -> None:
+    medium.limits = Limits(smallest=BLOCK, largest=BLOCK, fixed=BLOCK)  # type: ignore[misc]
+    with_sets(medium, "set-1")
+    assert {len(found) for found in medium.cartridge.objects if found is not None} == {BLOCK}
+    layout = FormatLabel.parse(medium.cartridge.objects[2] or b"")
+    assert (layout.record_format, layout.block_size) == ("F", BLOCK)
+    with open_for_append(medium, "SM0001") as writer:
+        append_set(writer, "set-2", 1)
+    assert [found.complete for found in reader_of(medium).sets()] == [True, True]
 
 
 def test_an_abandoned_file_is_written_over(medium: Memory) -> None:

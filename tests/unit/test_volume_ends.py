@@ -197,6 +197,26 @@ def test_a_run_cut_off_at_any_object_of_a_write_once_volume_is_closed_and_goes_o
         assert len(found) - len(complete) in (3, 4)
 
 
+def test_a_filemark_that_a_tape_driver_put_behind_a_crash_is_no_hindrance() -> None:
+    """Linux's st does, behind the last record, also of a write-once volume."""
+    whole = Cartridge()
+    with open_for_append(once(whole), label_blank="SM0001") as writer:
+        append_set(writer, "set-1")
+        append_set(writer, "set-2")
+    for cut in range(1, len(whole.objects) + 1):
+        if whole.objects[cut - 1] is None:
+            continue
+        cartridge = Cartridge()
+        cartridge.objects = [*whole.objects[:cut], None]
+        with open_for_append(once(cartridge), "SM0001") as writer:
+            complete = list(writer.files)
+            append_set(writer, "set-3")
+        assert cartridge.objects[:cut] == whole.objects[:cut], "a record was written over"
+        found = files_of(cartridge)
+        assert found[: len(complete)] == complete
+        assert [file.set_id for file in found[-3:]] == ["set-3"] * 3
+
+
 def test_closing_what_is_closed_writes_nothing() -> None:
     cartridge = Cartridge()
     with open_for_append(once(cartridge), label_blank="SM0001") as writer:
@@ -247,7 +267,6 @@ def test_a_fault_at_any_object_of_a_write_once_volume_damages_nothing(kind: Faul
     for number in range(1, len(whole.objects)):
         cartridge = Cartridge()
         faulty = FaultyMedium(once(cartridge), [Fault(kind=kind, object=number, times=1)])
-        faulty.write_once = True  # type: ignore[attr-defined]
         ended: list[TapeFile] = []
         with pytest.raises(MediumError), open_for_append(faulty, label_blank="SM0001") as writer:
             try:

@@ -24,11 +24,13 @@ from splitmirror.archive.seeking import Recorded
 from splitmirror.catalog import patterns as naming
 from splitmirror.catalog import rows
 from splitmirror.catalog.rows import Located
-from splitmirror.errors import CatalogError, NoSuchSet
+from splitmirror.errors import CatalogError, NoSuchSet, NoSuchVolume
+from splitmirror.media.pools import Dated
+from splitmirror.media.shelf import VolumeRecord
 from splitmirror.model import BackupSet, Kind, Phase
 
 LATEST: Final = "latest"
-VERSION: Final = 2  # of the tables that are looked into; schema.STEPS makes them
+VERSION: Final = 3  # of the tables that are looked into; schema.STEPS makes them
 WAIT_S: Final = 300  # for another run that records its set, of some millions of members
 _REBUILD: Final = "If it is lost or damaged, 'splitmirror catalog rebuild' makes it from the media."
 
@@ -95,11 +97,8 @@ class Lookup:
         """All sets (of one source), the oldest first."""
         where, values = ("", ()) if source is None else ("WHERE source = ?", (source,))
         query = f"SELECT * FROM sets {where} ORDER BY started, number"
-        with translated(self._name):
-            cursor = self._connection.cursor()
-            cursor.row_factory = sqlite3.Row
-            found = cursor.execute(query, values).fetchall()
-            return [rows.as_set(row, self._phases(row["number"])) for row in found]
+        found = self._named(query, values)
+        return [rows.as_set(row, self._phases(row["number"])) for row in found]
 
     def get(self, name: str, source: str | None = None) -> BackupSet:
         """The set of that id, or of the only id that begins so; `latest`: the newest complete one.
@@ -122,10 +121,7 @@ class Lookup:
     def parts(self, set_id: str) -> list[PartRecord]:
         """The set's parts in their order."""
         query = f"SELECT * FROM parts WHERE set_number = {_THE_SET} ORDER BY number"
-        with translated(self._name):
-            cursor = self._connection.cursor()
-            cursor.row_factory = sqlite3.Row
-            return [rows.as_part(set_id, row) for row in cursor.execute(query, (set_id,))]
+        return [rows.as_part(set_id, row) for row in self._named(query, (set_id,))]
 
     def members(
         self,
@@ -203,9 +199,26 @@ class Lookup:
         query = f"SELECT name, kind FROM members WHERE set_number = {_THE_SET}"
         return {name: Kind(kind) for name, kind in self._rows(query, (set_id,))}
 
-    def volumes(self) -> list[str]:
-        """The labels of all volumes that hold, or held, something."""
-        return [label for (label,) in self._rows("SELECT label FROM volumes ORDER BY label", ())]
+    def volumes(self) -> list[VolumeRecord]:
+        """All volumes, by their serials."""
+        return [rows.as_volume(row) for row in self._named("SELECT * FROM volumes ORDER BY label")]
+
+    def volume(self, serial: str) -> VolumeRecord:
+        """Raises NoSuchVolume, with the nearest serials, for one that is not known."""
+        query = "SELECT * FROM volumes WHERE label = ?"
+        for row in self._named(query, (serial,)):
+            return rows.as_volume(row)
+        raise _no_such_volume(serial, [known.serial for known in self.volumes()])
+
+    def dated(self) -> list[Dated]:
+        """All sets as retention sees them, the oldest first."""
+        query = (
+            "SELECT set_id, source, started, complete, volumes, "
+            "group_concat(DISTINCT volume) AS of_parts "
+            "FROM sets LEFT JOIN parts ON set_number = sets.number "
+            "GROUP BY sets.number ORDER BY started, sets.number"
+        )
+        return [rows.as_dated(row) for row in self._named(query)]
 
     # --- inside
 
@@ -230,6 +243,13 @@ class Lookup:
     def _rows(self, query: str, values: Sequence[object]) -> list[tuple[Any, ...]]:
         with translated(self._name):
             return self._connection.execute(query, values).fetchall()
+
+    def _named(self, query: str, values: Sequence[object] = ()) -> list[Any]:
+        """Rows whose columns are known by name."""
+        with translated(self._name):
+            cursor = self._connection.cursor()
+            cursor.row_factory = sqlite3.Row
+            return cursor.execute(query, values).fetchall()
 
     def _stream(self, query: str, values: Sequence[object]) -> Iterator[Located]:
         with translated(self._name):
@@ -306,6 +326,18 @@ def _no_sets_hint(sets: Sequence[BackupSet]) -> str:
     if sets:
         return f"{len(sets)} incomplete ones are; 'splitmirror list' shows them."
     return "Make a backup first, or rebuild the catalogue: splitmirror catalog rebuild"
+
+
+def _no_such_volume(serial: str, known: Sequence[str]) -> NoSuchVolume:
+    near = difflib.get_close_matches(serial, known, n=3, cutoff=0.5)
+    return NoSuchVolume(
+        f"the catalogue knows no volume {serial}",
+        hint=f"Did you mean {' or '.join(near)}?"
+        if near
+        else "'splitmirror media list' shows "
+        "those that it knows; 'media scan' reads one in, 'media label' makes a new one.",
+        serial=serial,
+    )
 
 
 def _no_such_set(name: str, several: Sequence[str], known: Sequence[str]) -> NoSuchSet:

@@ -20,7 +20,9 @@ from splitmirror.archive.manifest import MemberRecord, PartRecord
 from splitmirror.archive.reading import read_manifest
 from splitmirror.archive.set_catalogue import SetCatalogue
 from splitmirror.catalog.looking import LATEST
+from splitmirror.catalog.rows import UNKNOWN
 from splitmirror.catalog.store import Catalog
+from splitmirror.catalog.volumes import WARNING
 from splitmirror.errors import MediumDamaged, MediumError, WrongMedium
 from splitmirror.media import Medium
 from splitmirror.media.labels import TapeFileKind
@@ -29,20 +31,18 @@ from splitmirror.media.walking import SetOnVolume, TapeFile, VolumeReader
 from splitmirror.model import BackupSet, Check, MediaPosition, Mode
 from splitmirror.progress import Progress, silent
 
-UNKNOWN = "?"  # what the manifests do not tell of a set that was cut off
-WARNING = "warning"  # the fact that says so
-
 
 @dataclass(slots=True)
 class Walked:
     """What was learnt of the volumes that were walked. `whole`: the sets whose own catalogues were
     read; `rest`: those of which only parts were seen, and on which volumes; `files`: where on each
-    volume that could be walked to its end which set has a tape file; `damage`: what kept one from
-    that, first."""
+    volume that could be walked to its end which set has a tape file; `bytes`: the data of the tape
+    files that were seen on each; `damage`: what kept one from its end, first."""
 
     whole: list[str] = field(default_factory=list)
     rest: dict[str, list[tuple[str, SetOnVolume]]] = field(default_factory=dict)
     files: dict[str, set[tuple[str, MediaPosition]]] = field(default_factory=dict)
+    bytes: dict[str, int] = field(default_factory=dict)
     damage: MediumDamaged | None = None
 
     @property
@@ -56,6 +56,8 @@ def record_sets(
     *,
     serials: Sequence[str] | None = None,
     only: str | None = None,
+    held: str = "",
+    walked: Walked | None = None,
     progress: Progress = silent,
 ) -> list[BackupSet]:
     """Record every set of these volumes (None: of all that are at hand), or those that `only` (an
@@ -64,18 +66,18 @@ def record_sets(
     A second call is harmless, and what the catalogue knows beyond the medium (how a run ended)
     stays; a set that is complete there is never replaced by less, unless a part of it is missing
     where its own catalogue has it. Of several volumes, those that are blank or not ours are passed
-    over. `progress` counts volumes.
+    over. `held`: see Catalog.record. `walked`: gets what was learnt. `progress` counts volumes.
 
     Raises NoSuchVolume, WrongMedium; MediumDamaged where a volume's labels end in damage, after all
     that could be read was recorded.
     """
     serials = supply.at_hand() if serials is None else serials
-    walked = Walked()
+    walked = walked or Walked()
     for done, serial in enumerate(serials):
         progress(done, len(serials))
         try:
             with supply.to_read(serial) as loaded:
-                walk(loaded, catalog, walked, only=only)
+                walk(loaded, catalog, walked, only=only, held=held)
         except WrongMedium:
             if len(serials) == 1:
                 raise
@@ -85,7 +87,7 @@ def record_sets(
         if known is None or not known.complete:
             for serial, found in places:
                 with supply.to_read(serial) as loaded:
-                    _from_manifests(loaded, catalog, found)
+                    _from_manifests(loaded, catalog, found, held)
     for set_id in walked.whole:
         _mark_missing(catalog, set_id, walked)
     if walked.damage is not None and (only is None or not walked.ids):
@@ -93,11 +95,15 @@ def record_sets(
     return [known for known in catalog.sets() if known.set_id in walked.ids]
 
 
-def walk(loaded: Loaded, catalog: Catalog, walked: Walked, *, only: str | None) -> bool:
+def walk(
+    loaded: Loaded, catalog: Catalog, walked: Walked, *, only: str | None, held: str = ""
+) -> bool:
     """Walk a volume and record the sets whose own catalogues are on it; whether there was one."""
     _, volume = loaded
     sets, damage = sets_on(volume)
     walked.damage = walked.damage or damage
+    there = (file.blocks * file.block_size for found in sets for file in found.files)
+    walked.bytes[volume.serial] = sum(there)
     if damage is None:
         walked.files[volume.serial] = {
             (found.set_id, replace(file.position, object=file.data))
@@ -107,7 +113,7 @@ def walk(loaded: Loaded, catalog: Catalog, walked: Walked, *, only: str | None) 
     recorded = False
     for found in sets:
         if only is None or _means(only, found, sets):
-            if _from_catalogue(loaded, catalog, found.files[-1]):
+            if _from_catalogue(loaded, catalog, found.files[-1], held):
                 recorded = True
                 walked.whole.append(found.set_id)
                 walked.rest.pop(found.set_id, None)
@@ -145,11 +151,18 @@ def _means(only: str, found: SetOnVolume, sets: Sequence[SetOnVolume]) -> bool:
     return found.set_id.startswith(only)
 
 
+def record_one(loaded: Loaded, catalog: Catalog, found: SetOnVolume) -> None:
+    """Record one set of a volume: by its own catalogue if that is there and can be read, else what
+    its parts on this volume say."""
+    if not _from_catalogue(loaded, catalog, found.files[-1], ""):
+        _from_manifests(loaded, catalog, found, "")
+
+
 def _known(catalog: Catalog, set_id: str) -> BackupSet | None:
     return next((old for old in catalog.sets() if old.set_id == set_id), None)
 
 
-def _from_catalogue(loaded: Loaded, catalog: Catalog, last: TapeFile) -> bool:
+def _from_catalogue(loaded: Loaded, catalog: Catalog, last: TapeFile, held: str) -> bool:
     """Record a set by its own catalogue. False: its last tape file here is none, or is damaged;
     then the parts' manifests tell nearly as much."""
     if last.kind is not TapeFileKind.CATALOGUE:
@@ -162,7 +175,7 @@ def _from_catalogue(loaded: Loaded, catalog: Catalog, last: TapeFile) -> bool:
         record = read.backup_set
         if known is not None and known.complete:  # the medium was written before the run's end
             record = replace(record, ended=known.ended, phases=known.phases)
-        catalog.record(record, read.parts, read)
+        catalog.record(record, read.parts, read, held=held)
     except MediumError:
         return False
     return True
@@ -182,7 +195,7 @@ def _mark_missing(catalog: Catalog, set_id: str, walked: Walked) -> None:
         catalog.amend(replace(record, complete=False, facts={**record.facts, WARNING: told}))
 
 
-def _from_manifests(loaded: Loaded, catalog: Catalog, found: SetOnVolume) -> None:
+def _from_manifests(loaded: Loaded, catalog: Catalog, found: SetOnVolume, held: str) -> None:
     """Add the parts on a volume to what is known of a set that has no catalogue of its own."""
     medium, volume = loaded
     known = _known(catalog, found.set_id)
@@ -206,7 +219,7 @@ def _from_manifests(loaded: Loaded, catalog: Catalog, found: SetOnVolume) -> Non
             yield from catalog.members(found.set_id, parts=numbers)
         yield from _members(medium, volume, files, parts, damaged)
 
-    catalog.record(record, parts, members())
+    catalog.record(record, parts, members(), held=held)
     told = f"cut off or damaged; only {len(parts)} parts' manifests are known"
     if damaged:
         told += f"; damaged: part {', '.join(map(str, damaged))}"

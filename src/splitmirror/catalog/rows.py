@@ -8,10 +8,12 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from splitmirror.archive.manifest import MemberRecord, PartRecord
 from splitmirror.archive.seeking import WHOLE, PlainRecord, Recorded
+from splitmirror.media.pools import Dated
+from splitmirror.media.shelf import VolumeRecord, VolumeState
 from splitmirror.model import (
     Attributes,
     BackupSet,
@@ -26,6 +28,8 @@ from splitmirror.model import (
     VolumeUse,
 )
 from splitmirror.stream.member import Piece
+
+UNKNOWN: Final = "?"  # what the manifests do not tell of a set that was cut off
 
 
 class Located(NamedTuple):
@@ -57,6 +61,10 @@ Row = Mapping[str, Any]  # at the edge only
 
 def _utc(moment: datetime | None) -> str | None:
     return None if moment is None else moment.astimezone(UTC).isoformat()
+
+
+def _moment(text: str | None) -> datetime | None:
+    return None if text is None else datetime.fromisoformat(text)
 
 
 def set_columns(record: BackupSet) -> dict[str, object]:
@@ -113,7 +121,7 @@ def as_set(row: Row, phases: Iterable[Phase]) -> BackupSet:
         mirror=row["mirror"],
         medium=row["medium"],
         started=datetime.fromisoformat(row["started"]),
-        ended=None if row["ended"] is None else datetime.fromisoformat(row["ended"]),
+        ended=_moment(row["ended"]),
         complete=bool(row["complete"]),
         files=row["files"],
         stored_bytes=row["stored_bytes"],
@@ -136,6 +144,51 @@ def as_set(row: Row, phases: Iterable[Phase]) -> BackupSet:
         volumes=tuple(
             VolumeUse(**{**use, "notes": tuple(use["notes"])}) for use in json.loads(row["volumes"])
         ),
+    )
+
+
+def volume_columns(record: VolumeRecord) -> dict[str, object]:
+    """The row of a volume, its label included."""
+    return {
+        "label": record.serial,
+        "medium": record.medium,
+        "pool": record.pool,
+        "barcode": record.barcode,
+        "state": str(record.state),
+        "held": record.held,
+        "write_once": record.write_once,
+        "first_written": _utc(record.first_written),
+        "last_written": _utc(record.last_written),
+        "bytes": record.bytes,
+        "stalls": record.stalls,
+        "recycled": record.recycled,
+        "recycling": _utc(record.recycling),
+    }
+
+
+def as_volume(row: Row) -> VolumeRecord:
+    plain = ("medium", "pool", "barcode", "held", "bytes", "stalls", "recycled")
+    return VolumeRecord(
+        serial=row["label"],
+        state=VolumeState(row["state"]),
+        write_once=bool(row["write_once"]),
+        first_written=_moment(row["first_written"]),
+        last_written=_moment(row["last_written"]),
+        recycling=_moment(row["recycling"]),
+        **{column: row[column] for column in plain},
+    )
+
+
+def as_dated(row: Row) -> Dated:
+    """A set as retention sees it. `of_parts`: where its parts are, with commas between; its own
+    catalogue may be on one volume more."""
+    of_parts = row["of_parts"].split(",") if row["of_parts"] else []
+    return Dated(
+        set_id=row["set_id"],
+        source=None if row["source"] == UNKNOWN else row["source"],
+        started=datetime.fromisoformat(row["started"]),
+        complete=bool(row["complete"]),
+        volumes=frozenset([*of_parts, *(use["volume"] for use in json.loads(row["volumes"]))]),
     )
 
 

@@ -26,6 +26,7 @@ from sqlalchemy import (
     insert,
     inspect,
     select,
+    text,
     update,
 )
 
@@ -86,8 +87,19 @@ PHASES: Final = Table(
 VOLUMES: Final = Table(
     "volumes",
     METADATA,
-    Column("label", Text, primary_key=True),
+    Column("label", Text, primary_key=True),  # its serial
     Column("medium", Text, nullable=False),
+    Column("pool", Text, nullable=False, server_default=""),
+    Column("barcode", Text, nullable=False, server_default=""),
+    Column("state", Text, nullable=False, server_default="appendable"),
+    Column("held", Text, nullable=False, server_default=""),  # why; "": it is not
+    Column("write_once", Boolean, nullable=False, server_default=text("0")),
+    Column("first_written", Text),  # as sets.started
+    Column("last_written", Text),
+    Column("bytes", BigInteger, nullable=False, server_default=text("0")),
+    Column("stalls", Integer, nullable=False, server_default=text("0")),
+    Column("recycled", Integer, nullable=False, server_default=text("0")),  # how often
+    Column("recycling", Text),  # since when that is intended; NULL: it is not
     sqlite_with_rowid=False,
 )
 
@@ -141,18 +153,38 @@ MEMBERS: Final = Table(
 Step = Callable[[Connection], None]
 
 
-def _first(connection: Connection) -> None:
-    METADATA.create_all(connection)
+def _volumes(connection: Connection) -> None:
+    """Version 2: what is known of a volume, beside that it exists."""
+    for column in (
+        "pool TEXT DEFAULT '' NOT NULL",
+        "barcode TEXT DEFAULT '' NOT NULL",
+        "state TEXT DEFAULT 'appendable' NOT NULL",
+        "held TEXT DEFAULT '' NOT NULL",
+        "write_once BOOLEAN DEFAULT 0 NOT NULL",
+        "first_written TEXT",
+        "last_written TEXT",
+        "bytes BIGINT DEFAULT 0 NOT NULL",
+        "stalls INTEGER DEFAULT 0 NOT NULL",
+        "recycled INTEGER DEFAULT 0 NOT NULL",
+        "recycling TEXT",
+    ):
+        connection.exec_driver_sql(f"ALTER TABLE volumes ADD COLUMN {column}")
+    of_sets = "FROM parts JOIN sets ON sets.number = set_number WHERE volume = label"
+    connection.exec_driver_sql(
+        f"UPDATE volumes SET first_written = (SELECT min(started) {of_sets}),"
+        f" last_written = (SELECT max(started) {of_sets}),"
+        f" bytes = coalesce((SELECT sum(length) {of_sets}), 0)"
+    )
 
 
 def _volumes_of_sets(connection: Connection) -> None:
-    """What a set has on each of its volumes. Tables that were just made have the column."""
-    if "volumes" not in {column["name"] for column in inspect(connection).get_columns("sets")}:
-        connection.exec_driver_sql("ALTER TABLE sets ADD COLUMN volumes TEXT DEFAULT '[]' NOT NULL")
+    """Version 3: what a set has on each of its volumes."""
+    connection.exec_driver_sql("ALTER TABLE sets ADD COLUMN volumes TEXT DEFAULT '[]' NOT NULL")
 
 
-# Step n makes version n out of version n - 1. A step is never changed once it was released.
-STEPS: Final[tuple[Step, ...]] = (_first, _volumes_of_sets)
+# Each makes the next version, the first one version 2. A step is never changed once it was
+# released. Tables that are made anew are of the newest version at once.
+STEPS: Final[tuple[Step, ...]] = (_volumes, _volumes_of_sets)
 
 
 def migrate(connection: Connection, steps: Sequence[Step] = STEPS) -> None:
@@ -160,20 +192,23 @@ def migrate(connection: Connection, steps: Sequence[Step] = STEPS) -> None:
 
     Raises CatalogError for one that a newer splitmirror wrote.
     """
-    version = version_of(connection)
-    if version > len(steps):
+    version, newest = version_of(connection), 1 + len(steps)
+    if version > newest:
         raise CatalogError(
-            f"the catalogue has version {version}, this splitmirror knows {len(steps)}",
+            f"the catalogue has version {version}, this splitmirror knows {newest}",
             hint="Use the newer splitmirror that wrote it. (A catalogue can also be made anew from "
             "the media, elsewhere, with 'splitmirror catalog rebuild'.)",
             version=version,
         )
-    for step in steps[version:]:
-        step(connection)
-    if version == len(steps):
+    if version == newest:
         return
-    statement = update(VERSION) if version else insert(VERSION)
-    connection.execute(statement.values(version=len(steps)))
+    if not version:
+        METADATA.create_all(connection)
+        connection.execute(insert(VERSION).values(version=newest))
+        return
+    for step in steps[version - 1 :]:
+        step(connection)
+    connection.execute(update(VERSION).values(version=newest))
 
 
 def version_of(connection: Connection) -> int:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import itertools
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
@@ -28,14 +29,14 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.exc import SQLAlchemyError
 
 from splitmirror.archive.manifest import MemberRecord, PartRecord
-from splitmirror.catalog import looking, rows
+from splitmirror.catalog import looking, rows, volumes
 from splitmirror.catalog.looking import WAIT_S, Lookup
-from splitmirror.catalog.schema import MEMBERS, PARTS, PHASES, SETS, VOLUMES, migrate
+from splitmirror.catalog.schema import MEMBERS, PARTS, PHASES, SETS, migrate
 from splitmirror.errors import NoSuchSet
+from splitmirror.media.shelf import VolumeRecord
 from splitmirror.model import BackupSet
 
 _BATCH: Final = 2000  # rows a statement: beyond this nothing is gained
@@ -84,21 +85,32 @@ class Catalog(Lookup):
         record: BackupSet,
         parts: Iterable[PartRecord],
         members: Iterable[tuple[int, MemberRecord]],
+        *,
+        held: str = "",
     ) -> None:
         """Hold this set from now on, all of it or, after an error, nothing. A set of the same id is
         replaced, so a second call is harmless. Incomplete sets are recorded too, and marked so.
+
+        `held`: why volumes are held of which it was not known that they hold some of it.
         """
         with self._writing() as connection:
+            before = volumes.of_set(connection, record.set_id)
             connection.execute(delete(SETS).where(SETS.c.set_id == record.set_id))
             added = connection.execute(insert(SETS).values(rows.set_columns(record)))
             (number,) = added.inserted_primary_key or (0,)
             _insert(connection, PHASES, number, rows.phase_columns(record.phases))
             _insert(connection, MEMBERS, number, itertools.starmap(rows.member_columns, members))
             known = tuple(parts)  # not before: it may be known only now, see catalog.rebuild
-            for volume in {part.position.volume for part in known if part.position}:
-                new = sqlite_insert(VOLUMES).values(label=volume, medium=record.medium)
-                connection.execute(new.on_conflict_do_nothing())
+            serials = {part.position.volume for part in known if part.position}
+            serials |= {use.volume for use in record.volumes}
+            for serial in serials:
+                unknown = VolumeRecord(serial=serial, medium=record.medium, held=held)
+                volumes.add(connection, unknown)
             _insert(connection, PARTS, number, map(rows.part_columns, known))
+            for serial in serials:
+                volumes.count_in(connection, serial, record.started)
+            if held:
+                volumes.hold(connection, serials - before, held)
 
     def amend(self, record: BackupSet) -> None:
         """Replace what is said of a set, its phases included; its parts and members stay.
@@ -118,6 +130,36 @@ class Catalog(Lookup):
         """Drop a set from the catalogue; the media keep it. One that is not there: harmless."""
         with self._writing() as connection:
             connection.execute(delete(SETS).where(SETS.c.set_id == set_id))
+
+    def add_volume(self, record: VolumeRecord) -> None:
+        """Know a volume from now on. One that is known already is left as it is."""
+        with self._writing() as connection:
+            volumes.add(connection, record)
+
+    def change_volume(self, serial: str, by: volumes.Change) -> VolumeRecord:
+        """Replace what is known of a volume by what `by` makes of it, whoever else changes it at
+        the same time. Raises NoSuchVolume."""
+        with self._writing() as connection:
+            return volumes.change(connection, serial, by)
+
+    def intend_recycling(self, serial: str, at: datetime) -> None:
+        """The volume is about to be written anew: what is on it counts as incomplete from now on.
+        Raises VolumeKept when it is held, retired or write-once, NoSuchVolume."""
+        with self._writing() as connection:
+            volumes.intend_recycling(connection, serial, at)
+
+    def emptied(self, serial: str, *, forget: bool = False) -> None:
+        """Nothing that was recorded on the volume is there any more; with `forget` the volume is
+        gone too. Sets without parts elsewhere are forgotten. Raises NoSuchVolume."""
+        with self._writing() as connection:
+            volumes.emptied(connection, serial)
+            if forget:
+                volumes.forget(connection, serial)
+
+    def mark_incomplete(self, set_ids: Collection[str], why: str) -> None:
+        """These sets are not whole any more, for this reason."""
+        with self._writing() as connection:
+            volumes.mark_incomplete(connection, set_ids, why)
 
     @contextmanager
     def _writing(self) -> Iterator[Connection]:

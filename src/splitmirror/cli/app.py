@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from splitmirror import __version__, config
-from splitmirror.cli import library
+from splitmirror.cli import library, volumes
 from splitmirror.cli import show as words
 from splitmirror.cli.demo import demo
 from splitmirror.cli.media import media_app
@@ -43,6 +43,7 @@ app.add_typer(catalog_app, name="catalog")
 app.add_typer(mirror_app, name="mirror")
 app.add_typer(media_app, name="media")
 library.add_commands(media_app)
+volumes.add_commands(media_app)
 app.command()(demo)
 
 SetId = Annotated[str, typer.Argument(help="A set's id, the beginning of one, or `latest`.")]
@@ -226,20 +227,24 @@ def drill(set_id: SetId = "latest", path: ConfigPath = DEFAULT, json: Json = Fal
 
 @catalog_app.command()
 def rebuild(path: ConfigPath = DEFAULT, json: Json = False) -> None:
-    """Make the catalogue anew from the media alone."""
+    """Make the catalogue anew from the media alone; volumes are held then until released."""
     from splitmirror.catalog import Catalog
-    from splitmirror.catalog.rebuild import record_sets
+    from splitmirror.volumes import scan
 
     loaded = config.load(path, needed=config.TO_READ)
     supply = loaded.open_supply()
     # the volumes first: without any no empty catalogue is left that looks like a good one
     serials = supply.at_hand()
     with Catalog.open(loaded.catalog_path) as catalog:
-        sets = record_sets(supply, catalog, serials=serials)
-    if json:
-        print_json({"sets": sets})
-    else:
-        words.print_sets(sets)
+        scanned = scan(
+            supply,
+            catalog,
+            serials,
+            driver=loaded.medium["driver"],
+            new_pool=loaded.pool,
+            progress=terminal_watch("rebuild"),
+        )
+    volumes.say_scanned(scanned, json)
 
 
 @mirror_app.command()

@@ -159,6 +159,15 @@ class WriteOnce(Protocol):
         ...
 
 
+@runtime_checkable
+class Telling(Protocol):
+    """What a drive has that tells how it is."""
+
+    def alerts(self) -> list[str]:
+        """What it says of itself and of the volume in it, in words. It may say each once only."""
+        ...
+
+
 Place = tuple[int, int]
 """Where bytes lie in some memory: from, up to."""
 

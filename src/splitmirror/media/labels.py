@@ -1,4 +1,5 @@
 """Labels of 80 bytes, after ANSI X3.27 and ISO 1001 (ECMA-13), that stand around each tape file.
+On a drive that knows blocks of one size only each is padded to it with NULs.
 
 Columns count from 1, as in the standard. Text is ASCII, left-justified and padded with blanks;
 numbers are digits with leading zeros. A date is `cyyddd`: c is a blank for 19yy and 0 for 20yy,
@@ -60,7 +61,7 @@ from __future__ import annotations
 import datetime
 import enum
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -344,6 +345,11 @@ class LabelGroup:
         if file.end != ours.end or layout.end != ours.end or group.pack() != wanted:
             raise _damaged(labels[0], "labels that agree with one another")
         return group
+
+
+def label_records(labels: Sequence[bytes], fixed: int | None) -> list[bytes]:
+    """Labels as records; a drive that knows blocks of one size only (`fixed`) gets them padded."""
+    return [label.ljust(fixed or LABEL_SIZE, b"\0") for label in labels]
 
 
 def set_identifier(set_id: str) -> str:

@@ -8,10 +8,10 @@ another.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Protocol
 
-from splitmirror.errors import EndOfMedium, WrongMedium
+from splitmirror.errors import EndOfMedium, NoSuchVolume, WrongMedium
 from splitmirror.media import Medium
 from splitmirror.media.volume import VolumeWriter, look_at_volume, open_for_append
 from splitmirror.media.walking import VolumeReader
@@ -61,7 +61,7 @@ class Supply(ReadSupply, Protocol):
 
     def look(self) -> None:
         """See beforehand that there will be something to write to; changes nothing. Raises
-        WrongMedium, MediumError, Busy; NoSuchVolume for what will be made when it is written."""
+        NoSuchVolume, WrongMedium, MediumError, ChangerError, Busy."""
         ...
 
     def take(self) -> None:
@@ -88,6 +88,17 @@ class Supply(ReadSupply, Protocol):
         ...
 
 
+@contextmanager
+def loaded(medium: Medium) -> Iterator[VolumeReader]:
+    """The volume in the drive, to be read; unloaded in the end. Raises WrongMedium for a blank one
+    and for one that is not ours."""
+    medium.load(writable=False)
+    try:
+        yield VolumeReader(medium)
+    finally:
+        medium.unload()
+
+
 class OneVolume:
     """A drive with one volume in it, and no other: the whole supply of `volume = ` in the
     configuration. Without a serial it is only read, whichever it is."""
@@ -101,29 +112,21 @@ class OneVolume:
     # --- reading
 
     def at_hand(self) -> Sequence[str]:
-        with self._loaded() as (_, volume):
+        with loaded(self._medium) as volume:
             return [volume.serial]
 
     def require(self, serials: Sequence[str]) -> None:
-        with self._loaded() as (_, volume):
+        with loaded(self._medium) as volume:
             missing = [serial for serial in serials if serial != volume.serial]
             if missing:
                 raise _another(missing, volume.serial)
 
     @contextmanager
     def to_read(self, serial: str) -> Iterator[Loaded]:
-        with self._loaded() as (medium, volume):
+        with loaded(self._medium) as volume:
             if volume.serial != serial:
                 raise _another([serial], volume.serial)
-            yield medium, volume
-
-    @contextmanager
-    def _loaded(self) -> Iterator[Loaded]:
-        self._medium.load(writable=False)
-        try:
-            yield self._medium, VolumeReader(self._medium)
-        finally:
-            self._medium.unload()
+            yield self._medium, volume
 
     # --- writing
 
@@ -132,7 +135,8 @@ class OneVolume:
         return self._medium.capacity.left
 
     def look(self) -> None:
-        look_at_volume(self._medium, self._serial)
+        with suppress(NoSuchVolume):  # it is made when it is first written
+            look_at_volume(self._medium, self._serial)
 
     def take(self) -> None:
         self._medium.load(writable=True)
@@ -157,12 +161,12 @@ class OneVolume:
         self._medium.unload()
 
 
-def _another(wanted: Sequence[str], loaded: str) -> WrongMedium:
+def _another(wanted: Sequence[str], there: str) -> WrongMedium:
     named = f"volume{'s' * (len(wanted) > 1)} {', '.join(wanted)}"
     return WrongMedium(
-        f"the set needs {named}, and volume {loaded} is loaded",
+        f"the set needs {named}, and volume {there} is loaded",
         hint=f"Load {named} (for a virtual tape, name its file as the medium's path) and start "
         "again.",
-        loaded=loaded,
+        loaded=there,
         wanted=tuple(wanted),
     )

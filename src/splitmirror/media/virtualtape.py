@@ -56,9 +56,7 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class Settings(ShelfSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`path`: the one volume; or `shelf`: a library of them."""
-
-    path: str = ""
+    path: str = ""  # the one volume; or `shelf`, a library of them
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -103,6 +101,7 @@ class VirtualTape:
     """A Medium in a .tap file. Loaded writable it is locked for one, read-only for many."""
 
     limits = Limits(smallest=1, largest=LARGEST)
+    device = ""  # it has no serial number
 
     def __init__(self, path: Path, *, capacity: int | None, early_warning: int) -> None:
         self._path = path
@@ -126,10 +125,6 @@ class VirtualTape:
     @property
     def name(self) -> str:
         return str(self._path)
-
-    @property
-    def device(self) -> str:
-        return ""
 
     def load(self, *, writable: bool) -> None:
         if self._handle is not None and (self._writable, self._failed) == (writable, False):

@@ -20,12 +20,20 @@ from typing import Self
 
 from splitmirror.errors import ConfigError, EndOfMedium, MediumError, WrongMedium
 from splitmirror.media import END_OF_DATA, Block, Medium, Pace, Paced, WriteOnce
-from splitmirror.media.labels import LabelGroup, State, TapeFileKind, VolumeLabel
+from splitmirror.media.labels import (
+    LabelGroup,
+    State,
+    TapeFileKind,
+    VolumeLabel,
+    label_records,
+)
 from splitmirror.media.walking import (
+    Beginning,
     SetOnVolume,
     TapeFile,
     VolumeEnd,
     VolumeReader,
+    beginning,
     read_record,
 )
 from splitmirror.media.writeonce import close_unfinished
@@ -39,39 +47,60 @@ __all__ = [
     "VolumeEnd",
     "VolumeReader",
     "VolumeWriter",
+    "is_write_once",
     "label_volume",
     "look_at_volume",
     "open_for_append",
+    "require_lost",
+    "require_serial",
 ]
 
 _FRAMING = 16  # bytes that a record may take on the medium beside its own
 _TRAILER = 2048  # bytes that all labels and filemarks behind the data may take
 
 
-def label_volume(medium: Medium, serial: str, *, force: bool = False) -> None:
-    """Make a blank volume ours: VOL1 and two filemarks (none on a write-once one), synced. Loads
-    the medium.
+def label_volume(medium: Medium, serial: str, *, losing: str | None = None) -> None:
+    """Make a volume ours: VOL1 and two filemarks (none on a write-once one), synced. Loads the
+    medium.
 
-    With `force` whatever is on it is lost. Raises WrongMedium when it is not blank, ConfigError
-    when the serial cannot be one.
+    It must be blank, or begin with what `losing` names (`walking.Beginning.name`): all of that is
+    lost. Whether it may be lost is asked elsewhere (`recycling`). Raises WrongMedium when something
+    else is there, ConfigError when the serial cannot be one; nothing was written then.
     """
+    label = require_serial(serial)
+    medium.load(writable=True)
+    require_lost(beginning(medium), serial, losing)
+    medium.locate(0)
+    if medium.tell() != 0:
+        raise MediumError(
+            f"the volume to be labelled {serial} stands at object {medium.tell()} after a rewind",
+            hint="The drive lost its position or was reset. Nothing was written; check the drive.",
+        )
+    medium.write(label_records([label.pack()], medium.limits.fixed))
+    medium.write_filemarks(0 if is_write_once(medium) else 2, sync=True)
+
+
+def require_serial(serial: str) -> VolumeLabel:
+    """The label of a volume of that serial. Raises ConfigError when it cannot be one."""
     try:
-        label = VolumeLabel(serial=serial).pack()
+        return VolumeLabel(serial=serial)
     except ValueError:
         raise ConfigError(
             f"{serial!r} cannot be the serial of a volume",
             hint="Take six capital letters and digits, for example SM0001.",
         ) from None
-    medium.load(writable=True)
-    if not force and read_record(medium) is not END_OF_DATA:
+
+
+def require_lost(there: Beginning, serial: str, losing: str | None) -> None:
+    """Raises WrongMedium unless the volume that is to be labelled `serial` is blank, or begins with
+    what `losing` names."""
+    if not there.blank and there.name != losing:
         raise WrongMedium(
-            f"the volume to be labelled {serial} is not blank",
-            hint="Look what is on it with `splitmirror media list`; to lose it, label by force.",
-            serial=serial,
+            f"the volume to be labelled {serial} is not blank: it is {there.name}",
+            hint="Look what is on it with `splitmirror media dump`; if all of that may be lost, "
+            f"`splitmirror media label {serial} --lose {there.name}`.",
+            serial=there.serial,
         )
-    medium.locate(0)
-    medium.write([label])
-    medium.write_filemarks(0 if _write_once(medium) else 2, sync=True)
 
 
 def look_at_volume(medium: Medium, serial: str) -> None:
@@ -90,7 +119,7 @@ def look_at_volume(medium: Medium, serial: str) -> None:
         )
 
 
-def _write_once(medium: Medium) -> bool:
+def is_write_once(medium: Medium) -> bool:
     """Of the volume that is loaded."""
     return isinstance(medium, WriteOnce) and medium.write_once
 
@@ -118,7 +147,7 @@ class VolumeWriter:
         self._labels: LabelGroup | None = None
         self._blocks = 0
         self._most: int | None = None  # bytes of records that the file may have in all
-        self.write_once = _write_once(medium)
+        self.write_once = is_write_once(medium)
         self._whole = not self.write_once  # nothing unfinished stands where the volume ends
 
     def __enter__(self) -> Self:
@@ -186,6 +215,7 @@ class VolumeWriter:
         self._expect(_Stage.BETWEEN)
         self._go_to_end(least)
         self._most = most
+        fixed = self._medium.limits.fixed
         self._labels = LabelGroup(
             kind=kind,
             state=State.OPEN,
@@ -194,11 +224,12 @@ class VolumeWriter:
             block_size=block_size,
             sequence=self._end.tape_file + 1,
             created=created or datetime.datetime.now(datetime.UTC).date(),
+            record_format="F" if fixed else "U",
         )
         self._blocks = 0
         with self._writing():
             self._stand_at(self._end.object)
-            self._medium.write(self._labels.pack())
+            self._medium.write(label_records(self._labels.pack(), fixed))
             self._medium.write_filemarks(1, sync=False)
             self._require_room(least)
         self._stage = _Stage.IN_FILE
@@ -235,7 +266,7 @@ class VolumeWriter:
         )
         with self._writing():
             self._medium.write_filemarks(1, sync=False)
-            self._medium.write(labels.pack())
+            self._medium.write(label_records(labels.pack(), self._medium.limits.fixed))
             self._medium.write_filemarks(1, sync=True)
             self._confirm(file.behind)
         self._files.append(file)

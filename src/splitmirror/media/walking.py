@@ -23,6 +23,7 @@ from typing import Final, NoReturn
 from splitmirror.errors import MediumDamaged, MediumError, WrongMedium
 from splitmirror.media import END_OF_DATA, FILEMARK, Mark, Medium
 from splitmirror.media.labels import (
+    LABEL_SIZE,
     FileLabel,
     FormatLabel,
     LabelGroup,
@@ -35,6 +36,10 @@ from splitmirror.model import MediaPosition
 
 _FIRST_FILE: Final = 1  # the object behind VOL1
 _LABELS: Final = 3  # before the data, and again behind them
+UNLABELLED: Final = "unlabelled"  # the name of a volume that begins with something else
+_LABEL_NAMES: Final = frozenset(
+    kind + number for kind in ("VOL", "HDR", "EOF", "EOV", "UHL", "UTL") for number in "123456789"
+)
 _LARGEST_RECORD: Final = 1 << 20  # what a set's block size may be
 
 
@@ -198,13 +203,13 @@ class VolumeReader:
     def _ended(self, at: int, number: int, mark: Mark) -> VolumeEnd:
         """The volume ends here when nothing is behind its last filemark: its second, or its second
         behind VOL1."""
-        closed = mark is FILEMARK
-        for more in range(1, 3 if number == 0 else 2):
-            if mark is FILEMARK:
-                mark = self._mark(at + more)
-        if mark is FILEMARK:
+        allowed, marks = 2 if number == 0 else 1, 0
+        while mark is FILEMARK and marks <= allowed:
+            marks += 1
+            mark = self._mark(at + marks)
+        if marks > allowed:
             raise _damage("a filemark follows the end of the volume", at + 1)
-        return VolumeEnd(object=at, tape_file=number, closed=closed)
+        return VolumeEnd(object=at, tape_file=number, closed=marks == allowed)
 
     def _mark(self, at: int) -> Mark:
         found = read_record(self._medium)
@@ -221,6 +226,9 @@ class VolumeReader:
             if label is END_OF_DATA:
                 raise _CutOff
             if isinstance(label, Mark):
+                # A tape driver that a crash closes puts a filemark behind records, and only there.
+                if found and read_record(self._medium) is END_OF_DATA:
+                    raise _CutOff
                 raise _damage("a filemark stands where a label should", at + number)
             parse(label)
             found.append(label)
@@ -246,6 +254,44 @@ class VolumeReader:
 
 
 # --- reading labels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beginning:
+    """What a volume begins with. `serial`: that in its label; "" without one. `ours`: the label is
+    ours. `name`: what a person calls the volume by."""
+
+    blank: bool = False
+    serial: str = ""
+    ours: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.serial or UNLABELLED
+
+
+def beginning(medium: Medium) -> Beginning:
+    """Look what a loaded volume begins with. Raises MediumError when it cannot be read."""
+    medium.locate(0)
+    found = read_record(medium)
+    if isinstance(found, Mark):
+        return Beginning(blank=found is END_OF_DATA)
+    text = label_text(found)
+    if not text.startswith("VOL1"):
+        return Beginning()
+    try:
+        return Beginning(serial=VolumeLabel.parse(found).serial, ours=True)
+    except (WrongMedium, MediumDamaged):
+        return Beginning(serial=text[4:10].rstrip())
+
+
+def label_text(record: bytes) -> str:
+    """A record as a label's text, also in EBCDIC (IBM's code page 37); "" when it is none."""
+    label = record.rstrip(b"\0")
+    if len(label) != LABEL_SIZE:
+        return ""
+    text = label.decode("ascii" if label.isascii() else "cp037")
+    return text if text[:4] in _LABEL_NAMES and text.isprintable() else ""
 
 
 def read_record(medium: Medium) -> bytes | Mark:

@@ -2,7 +2,9 @@
 
 Elsewhere the next tape file is written over it. Here it gets what is missing of it, and labels
 behind it that say it was abandoned (state A in EOF3), so that whoever walks the volume passes over
-it. Nothing that stands is touched: only what comes behind it is written.
+it. Nothing that stands is touched: only what comes behind it is written. But for one thing: a tape
+driver that a crash closes puts a filemark behind the last record. Where that stands between labels
+it is written over, which drives allow for a filemark with nothing behind it.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import re
 from collections.abc import Sequence
 
 from splitmirror.errors import MediumError
-from splitmirror.media import END_OF_DATA, Mark, Medium
+from splitmirror.media import END_OF_DATA, FILEMARK, Mark, Medium
 from splitmirror.media.labels import (
     FileLabel,
     FormatLabel,
@@ -20,6 +22,7 @@ from splitmirror.media.labels import (
     SetLabel,
     State,
     TapeFileKind,
+    label_records,
 )
 from splitmirror.media.walking import VolumeEnd, read_record
 
@@ -34,8 +37,10 @@ def close_unfinished(medium: Medium, end: VolumeEnd) -> VolumeEnd:
     A file of which only the last filemark was missing is complete then. Raises EndOfMedium when the
     labels do not fit any more, and MediumError.
     """
-    begin = end.object
+    begin, fixed = end.object, medium.limits.fixed
     end_of_data = _end_of_data(medium, begin)
+    if 0 < end_of_data - begin <= _LABELS:
+        end_of_data -= _is_filemark(medium, end_of_data - 1)
     if end_of_data == begin:
         return dataclasses.replace(end, unfinished=None)
     before = _labels_at(medium, begin, end_of_data)
@@ -43,18 +48,25 @@ def close_unfinished(medium: Medium, end: VolumeEnd) -> VolumeEnd:
     behind_data = _behind_filemark(medium, data) if end_of_data > data else None
     blocks = max(0, (end_of_data if behind_data is None else behind_data - 1) - data)
     there = 0 if behind_data is None else end_of_data - behind_data  # labels behind the data
+    if 1 < there <= _LABELS and _is_filemark(medium, end_of_data - 1):
+        end_of_data, there = end_of_data - 1, there - 1
     after = dataclasses.replace(before, state=State.ABANDONED, blocks=blocks).pack()
     medium.locate(end_of_data)
     if end_of_data < data:
         if missing := before.pack()[end_of_data - begin :]:
-            medium.write(missing)
+            medium.write(label_records(missing, fixed))
         medium.write_filemarks(1, sync=False)
     if behind_data is None:
         medium.write_filemarks(1, sync=False)
     if there < _LABELS:
-        medium.write(after[there:])
+        medium.write(label_records(after[there:], fixed))
     medium.write_filemarks(1, sync=True)
     return VolumeEnd(object=medium.tell(), tape_file=end.tape_file + 1, closed=False)
+
+
+def _is_filemark(medium: Medium, position: int) -> bool:
+    medium.locate(position)
+    return read_record(medium) is FILEMARK
 
 
 def _end_of_data(medium: Medium, begin: int) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -53,11 +53,15 @@ class _Header(ctypes.Structure):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sense:
     """Why a command failed: sense key, additional sense code and qualifier (SPC-4, 4.5 and annex
-    D)."""
+    D). `filemark`, `end_of_medium`: what a tape met. `information`: what was not done, in the
+    command's own count; None: not told. They do not make one sense another."""
 
     key: int
     asc: int
     ascq: int
+    filemark: bool = field(default=False, compare=False)
+    end_of_medium: bool = field(default=False, compare=False)
+    information: int | None = field(default=None, compare=False)
 
     @property
     def code(self) -> tuple[int, int]:
@@ -110,10 +114,37 @@ def parse_sense(data: bytes) -> Sense | None:
     """Fixed (70h, 71h) or descriptor (72h, 73h) format; None: there is none."""
     kind = data[0] & 0x7F if data else 0
     if kind in (0x70, 0x71) and len(data) >= 14:
-        return Sense(key=data[2] & 0x0F, asc=data[12], ascq=data[13])
-    if kind in (0x72, 0x73) and len(data) >= 4:
-        return Sense(key=data[1] & 0x0F, asc=data[2], ascq=data[3])
+        return Sense(
+            key=data[2] & 0x0F,
+            asc=data[12],
+            ascq=data[13],
+            filemark=bool(data[2] & 0x80),
+            end_of_medium=bool(data[2] & 0x40),
+            information=int.from_bytes(data[3:7], "big", signed=True) if data[0] & 0x80 else None,
+        )
+    if kind in (0x72, 0x73) and len(data) >= 8:
+        stream, information = _descriptor(data, 4), _descriptor(data, 0)
+        valid = len(information) >= 12 and information[2] & 0x80
+        return Sense(
+            key=data[1] & 0x0F,
+            asc=data[2],
+            ascq=data[3],
+            filemark=len(stream) > 3 and bool(stream[3] & 0x80),
+            end_of_medium=len(stream) > 3 and bool(stream[3] & 0x40),
+            information=int.from_bytes(information[4:12], "big", signed=True) if valid else None,
+        )
     return None
+
+
+def _descriptor(data: bytes, kind: int) -> bytes:
+    """Of sense data in descriptor format; b"" where there is none of that kind."""
+    at = 8
+    while at + 2 <= len(data):
+        end = at + 2 + data[at + 1]
+        if data[at] == kind:
+            return data[at:end]
+        at = end
+    return b""
 
 
 def serial_number(node: str) -> str:
@@ -137,7 +168,8 @@ def _check(header: _Header, sense: bytes) -> None:
         raise CommandFailed("another host has reserved it", reserved=True)
     if status == _CHECK_CONDITION or (status == _GOOD and driver == _DRIVER_SENSE):
         found = parse_sense(sense)
-        if found is None or found.key > 1:  # 0: no sense, 1: recovered error; both are well
+        # No sense (0) and a recovered error (1) are well, unless a tape stopped before it was to.
+        if found is None or found.key > 1 or found.filemark or found.end_of_medium:
             raise CommandFailed(f"it refused ({found or 'and did not say why'})", sense=found)
     elif status != _GOOD:
         raise CommandFailed(f"it answered with status {status:#04x}", busy=status == _BUSY)

@@ -13,10 +13,9 @@ from pathlib import Path
 
 from splitmirror.errors import Busy, EndOfMedium, NoSuchVolume
 from splitmirror.media import Medium
-from splitmirror.media.supply import Loaded
+from splitmirror.media.supply import Loaded, loaded
 from splitmirror.media.virtualtape import VirtualTape
 from splitmirror.media.volume import VolumeWriter, open_for_append
-from splitmirror.media.walking import VolumeReader
 from splitmirror.model import VolumeUse
 
 
@@ -81,14 +80,13 @@ class TapeShelf:
             raise Busy("every drive has a volume in it", hint="Let one go first.")
         self.brought.append(serial)
         medium = self.drive(serial)
-        medium.load(writable=False)
         self._read += 1
         try:
-            yield medium, VolumeReader(medium)
+            with loaded(medium) as volume:
+                yield medium, volume
         finally:
             self._one_thread()
             self._read -= 1
-            medium.unload()
 
     # --- writing
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from splitmirror.errors import MediumError
-from splitmirror.media import END_OF_DATA, Block, Capacity, Limits, Mark, Medium
+from splitmirror.media import END_OF_DATA, FILEMARK, Block, Capacity, Limits, Mark, Medium
 
 
 class WriteOnceMedium:
-    """A Medium around another one, which refuses to write anywhere but behind all data."""
+    """A Medium around another one, which refuses to write anywhere but behind all data, or over a
+    filemark that nothing follows, as LTO's write-once cartridges do."""
 
     write_once = True
 
@@ -53,8 +54,14 @@ class WriteOnceMedium:
 
     def _require_end(self) -> None:
         position = self._inner.tell()
-        if self._inner.read(memoryview(bytearray(1 << 20))) is not END_OF_DATA:
-            self._inner.locate(position)
+        found = self._next()
+        if found is FILEMARK and position:
+            found = self._next()
+        self._inner.locate(position)
+        if found is not END_OF_DATA:
             raise MediumError(
                 f"object {position} was written once and stays", hint="Write behind the data."
             )
+
+    def _next(self) -> int | Mark:
+        return self._inner.read(memoryview(bytearray(1 << 20)))

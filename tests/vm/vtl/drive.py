@@ -15,7 +15,8 @@ TAPE = 1  # the device type of INQUIRY
 LARGEST = 8 << 20  # bytes in a record, as LTO's
 LTO8 = 0x5E  # density code
 
-_INQUIRY, _REQUEST_SENSE, _WRITE, _WRITE_FILEMARKS = 0x12, 0x03, 0x0A, 0x10
+_INQUIRY, _REQUEST_SENSE, _LOG_SENSE = 0x12, 0x03, 0x4D
+_WRITE, _WRITE_FILEMARKS = 0x0A, 0x10
 _POSITIONING = frozenset({0x2B, 0x34, 0x92})  # LOCATE, READ POSITION, LOCATE(16)
 _SPACE_RECORDS, _SPACE_FILEMARKS, _SPACE_TO_END = 0, 1, 3
 
@@ -28,6 +29,7 @@ class Faults:
     write_error_at: int | None = None
     write_takes_s: float = 0.0
     no_positioning: bool = False  # neither LOCATE nor READ POSITION
+    fixed_block: int = 0  # bytes: the drive knows records of this size alone
     told_off_by: int = 0  # READ POSITION tells so many objects too many
     locates_off_by: int = 0  # LOCATE stops so many objects too far
     reserved: bool = False  # by another initiator
@@ -35,16 +37,15 @@ class Faults:
 
 
 class Drive:
-    """`fixed_block`: the drive knows records of one size alone."""
+    """The commands, and what a hand or the changer does."""
 
-    def __init__(self, serial: str, *, fixed_block: int = 0) -> None:
+    def __init__(self, serial: str) -> None:
         self.serial = serial
         self.faults = Faults()
         self.cartridge: Cartridge | None = None
         self.loaded = False  # the cartridge is threaded; it may be in the mouth only
         self.prevented = False  # the initiator keeps the cartridge in
-        self._fixed_block = fixed_block
-        self._block_length = fixed_block
+        self._selected_length = 0  # variable
         self._compression = True
         self._position = 0
         self._attention: Code | None = sense.POWER_ON
@@ -63,7 +64,7 @@ class Drive:
             0x2B: self._locate,
             0x34: self._read_position,
             0x44: self._density,
-            0x4D: self._log_sense,
+            _LOG_SENSE: self._log_sense,
             0x55: self._mode_select,
             0x5A: self._mode_sense,
             0x8C: self._read_attribute,
@@ -92,13 +93,22 @@ class Drive:
         the next command is told so, and only that one."""
         if self.cartridge is not None:
             self.cartridge.forget_unsynced()
-        self._position, self._block_length, self._compression = 0, self._fixed_block, True
+        self._position, self._selected_length, self._compression = 0, 0, True
         self.prevented = False
         self._attention = sense.POWER_ON
 
     def slip(self, objects: int) -> None:
         """The tape stands elsewhere than the drive was told, and nobody notices."""
         self._position += objects
+
+    def state(self) -> dict[str, bool | int]:
+        return {
+            "loaded": self.loaded,
+            "prevented": self.prevented,
+            "compression": self._compression,
+            "block_length": self._block_length,
+            "position": self._position,
+        }
 
     # --- commands
 
@@ -120,7 +130,8 @@ class Drive:
         act = self._commands.get(cdb[0])
         if act is None or (self.faults.no_positioning and cdb[0] in _POSITIONING):
             raise illegal(sense.UNKNOWN_COMMAND)
-        self._tape  # noqa: B018 (raises when there is none)
+        if cdb[0] != _LOG_SENSE:
+            self._tape  # noqa: B018 (raises when there is none)
         return act(cdb, data)
 
     @property
@@ -184,7 +195,7 @@ class Drive:
     def _write(self, cdb: bytes, data: bytes) -> bytes:
         count = int.from_bytes(cdb[2:5], "big")
         size = self._block_length if cdb[1] & 1 else count
-        if self._fixed_block and size != self._fixed_block:
+        if self.faults.fixed_block and size != self.faults.fixed_block:
             raise illegal()
         if count:
             self._may_write()
@@ -207,10 +218,10 @@ class Drive:
         tape = self._tape
         if tape.kind.write_protected:
             raise Check(Key.DATA_PROTECT, sense.WRITE_PROTECTED)
-        kept = any(length >= 0 for length in tape.lengths[self._position :])
-        begin = self._position == 0 and tape.objects > 0
-        if tape.kind.write_once and (kept or begin):
-            raise Check(Key.DATA_PROTECT, sense.OVERWRITE_OF_WRITE_ONCE)
+        if tape.kind.write_once and self._position < tape.objects:
+            kept = any(length >= 0 for length in tape.lengths[self._position :])
+            if kept or self._position == 0:
+                raise Check(Key.DATA_PROTECT, sense.OVERWRITE_OF_WRITE_ONCE)
 
     def _write_object(self, record: bytes | None, left: int) -> None:
         tape = self._tape
@@ -225,6 +236,10 @@ class Drive:
         if self._early:
             raise Check(Key.NO_SENSE, sense.END_OF_MEDIUM, 0, Bit.END_OF_MEDIUM)
         return b""
+
+    @property
+    def _block_length(self) -> int:
+        return self.faults.fixed_block or self._selected_length
 
     @property
     def _early(self) -> bool:
@@ -293,7 +308,7 @@ class Drive:
     # --- what the drive and the cartridge are
 
     def _block_limits(self, cdb: bytes, data: bytes) -> bytes:
-        largest, smallest = self._fixed_block or LARGEST, self._fixed_block or 1
+        largest, smallest = self.faults.fixed_block or LARGEST, self.faults.fixed_block or 1
         return struct.pack(">IH", largest, smallest)
 
     def _mode_sense(self, cdb: bytes, data: bytes) -> bytes:
@@ -312,9 +327,9 @@ class Drive:
         descriptor, pages = mode_selected(cdb, data)
         if descriptor:
             length = int.from_bytes(descriptor[5:8], "big")
-            if self._fixed_block and length != self._fixed_block:
+            if self.faults.fixed_block and length != self.faults.fixed_block:
                 raise illegal(sense.WRONG_PARAMETER)
-            self._block_length = length
+            self._selected_length = length
         if 0x0F in pages:
             self._compression = bool(pages[0x0F][0] & 0x80)
         return b""
@@ -323,12 +338,13 @@ class Drive:
         return struct.pack(">HH", 2, 0)
 
     def _log_sense(self, cdb: bytes, data: bytes) -> bytes:
-        tape, wanted = self._tape, cdb[2] & 0x3F
-        left = tape.kind.capacity - tape.used(tape.objects)
+        wanted = cdb[2] & 0x3F
         if wanted == 0x2E:
             flags = range(1, 65)
             return log_page(wanted, ((n, bytes([n in self.faults.alerts])) for n in flags))
         if wanted == 0x31:
+            tape = self._tape
+            left = tape.kind.capacity - tape.used(tape.objects)
             sizes = {1: left // MIB, 2: 0, 3: tape.kind.capacity // MIB, 4: 0}
             return log_page(wanted, ((n, struct.pack(">I", v)) for n, v in sizes.items()))
         if wanted == 0x00:

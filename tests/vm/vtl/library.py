@@ -87,6 +87,9 @@ class Library:
     def set(self, name: str, **values: Any) -> None:
         self._ask("set", name=name, **values)
 
+    def state(self, drive: int) -> dict[str, Any]:
+        return dict(self._ask("state", drive=drive))
+
     def blank(self, name: str) -> None:
         self._ask("blank", name=name)
 
@@ -95,6 +98,9 @@ class Library:
 
     def digests(self, name: str) -> list[str]:
         return list(self._ask("digests", name=name))
+
+    def settle(self, name: str) -> None:
+        self._ask("settle", name=name)
 
     def counts(self, drive: int) -> dict[int, int]:
         return {int(opcode): times for opcode, times in self._ask("counts", drive=drive).items()}

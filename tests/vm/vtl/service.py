@@ -25,13 +25,12 @@ from tests.vm.vtl.scsi import Device
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
     """What a library is made of. The cartridges lie in the first slots; those beyond the slots,
-    and all where there is no changer, lie outside. `fixed_block`: the drives know no other."""
+    and all where there is no changer, lie outside."""
 
     drives: int = 2
     slots: int = 8
     doors: int = 2
     changer: bool = True
-    fixed_block: int = 0
     cartridges: tuple[Kind, ...] = ()
 
 
@@ -58,10 +57,7 @@ class Hands:
     def __init__(self, directory: Path, shape: Shape) -> None:
         self.lock = threading.Lock()
         self._cartridges = {kind.name: Cartridge(directory, kind) for kind in shape.cartridges}
-        self._drives = [
-            Drive(f"VTLDRIVE{number}", fixed_block=shape.fixed_block)
-            for number in range(shape.drives)
-        ]
+        self._drives = [Drive(f"VTLDRIVE{number}") for number in range(shape.drives)]
         self._outside = dict(self._cartridges)
         self._changer = None
         if shape.changer:
@@ -101,9 +97,17 @@ class Hands:
         """Of every object on a cartridge, in few characters."""
         return self._cartridges[name].digests()
 
+    def state(self, drive: int) -> dict[str, Any]:
+        """What its initiator has made of a drive."""
+        return self._drives[drive].state()
+
     def blank(self, name: str) -> None:
         """As it was when it was bought."""
         self._cartridges[name].cut(0)
+
+    def settle(self, name: str) -> None:
+        """The drive has written what it was given, though nobody asked for a sync."""
+        self._cartridges[name].sync()
 
     def counts(self, drive: int) -> dict[int, int]:
         """How many commands of each opcode a drive got."""

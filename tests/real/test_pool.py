@@ -1,0 +1,145 @@
+"""Whole backups onto a pool of volumes in a virtual library, by the configuration alone.
+
+The lab is the demo's: one ext4 disk behind the embedded mirror, plain files as the database. Each
+cartridge takes less than half of a set, so that every set goes over several.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from splitmirror import config
+from splitmirror.backup import backup
+from splitmirror.catalog import Catalog
+from splitmirror.catalog.rebuild import record_sets
+from splitmirror.config import Config
+from splitmirror.demo.lab import Disk, Lab, configuration, lab_at, leftovers
+from splitmirror.errors import NoSuchVolume
+from splitmirror.media.shelf import VolumeState
+from splitmirror.model import BackupSet
+from splitmirror.restore import restore
+from splitmirror.verify import verify
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
+
+MIB = 1 << 20
+CARTRIDGES = ("SM0001L8", "SM0002L8", "SM0003L8", "SM0004L8", "SM0005L8", "SM0006L8", "CLN001L1")
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="sm-pool-") as directory:
+        base = Path(directory) / "lab"
+        with lab_at(base, (Disk(name="data", fstype="ext4", size=96 * MIB),)) as made:
+            yield made
+        assert [left for left in leftovers(base) if not left.startswith("directory")] == []
+
+
+@pytest.fixture
+def files(lab: Lab) -> dict[str, bytes]:
+    """18 MiB that no compression would make less."""
+    source, some = lab.mountpoint("data") / "set", random.Random(7)
+    source.mkdir(exist_ok=True)
+    found = {f"set/file{number:02d}": some.randbytes(MIB) for number in range(18)}
+    for name, content in found.items():
+        (source.parent / name).write_bytes(content)
+    return found
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Path:
+    directory = tmp_path / "shelf"
+    directory.mkdir()
+    for barcode in CARTRIDGES:
+        (directory / barcode).touch()
+    return directory
+
+
+def configured(lab: Lab, shelf: Path, tmp_path: Path, streams: int, rules: str) -> Config:
+    """Two drives, cartridges of 8 MiB, parts of 2."""
+    options = {"mode": "freeze", "part_size": "2MiB", "block_size": "64KiB", "streams": streams}
+    source = str(lab.mountpoint("data") / "set")
+    text = configuration(lab, {"driver": "none", "paths": [source]}, options)
+    text = text.replace(
+        f'path = "{lab.tape}"\n',
+        f'shelf = "{shelf}"\ndrives = 2\nslots = 8\ncapacity = "8MiB"\nearly_warning = "512KiB"\n',
+    )
+    text = text.replace(f'"{lab.base}/state"\n', f'"{tmp_path}/state"\npool = "daily"\n')
+    path = tmp_path / "splitmirror.toml"
+    path.write_text(f"{text}\n[pools.daily]\n{rules}\n")
+    return config.load(path)
+
+
+def volumes_of(made: BackupSet) -> list[str]:
+    return [use.volume for use in made.volumes]
+
+
+def restored(loaded: Config, made: BackupSet, target: Path, *names: bytes) -> dict[str, bytes]:
+    with Catalog.open(loaded.catalog_path) as catalog:
+        restore(loaded.open_supply(), catalog, made.set_id, names, target)
+    found = [path for path in target.rglob("*") if path.is_file()]
+    return {str(path.relative_to(target)): path.read_bytes() for path in found}
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+def test_a_set_over_the_volumes_of_a_pool_comes_back(
+    lab: Lab, shelf: Path, tmp_path: Path, files: dict[str, bytes], streams: int
+) -> None:
+    loaded = configured(lab, shelf, tmp_path, streams, "")
+    made = backup(loaded)
+    assert made.complete
+    assert len(volumes_of(made)) >= 3
+    assert "CLN001" not in volumes_of(made)
+    verify(loaded.open_supply(), made.set_id, among=volumes_of(made)).require_sound()
+    assert restored(loaded, made, tmp_path / "whole") == files
+    one = restored(loaded, made, tmp_path / "one", b"set/file11")
+    assert one == {"set/file11": files["set/file11"]}
+    with Catalog.open(loaded.catalog_path) as catalog:
+        known = {volume.serial: volume for volume in catalog.volumes()}
+    assert set(known) == set(volumes_of(made))
+    assert {volume.pool for volume in known.values()} == {"daily"}
+    full = [use.volume for use in made.volumes if use.full]
+    assert {s for s, v in known.items() if v.state is VolumeState.FULL} == set(full)
+
+
+def test_what_has_expired_is_written_anew_and_nothing_else(
+    lab: Lab, shelf: Path, tmp_path: Path, files: dict[str, bytes]
+) -> None:
+    loaded = configured(lab, shelf, tmp_path, 1, "keep_sets = 1")
+    first, second = backup(loaded), backup(loaded)
+    third = backup(loaded)  # there are six cartridges: this one needs those of the first
+    assert set(volumes_of(third)) & set(volumes_of(first))
+    assert not set(volumes_of(third)) & set(volumes_of(second)) - {volumes_of(second)[-1]}
+    assert restored(loaded, second, tmp_path / "second") == files
+    assert restored(loaded, third, tmp_path / "third") == files
+    with Catalog.open(loaded.catalog_path) as catalog:
+        left = {one.set_id: one.complete for one in catalog.sets()}
+    assert left[second.set_id] and left[third.set_id]
+    assert not left.get(first.set_id, False)
+
+
+def test_without_rules_nothing_expires_and_a_full_library_stops_the_backup_by_name(
+    lab: Lab, shelf: Path, tmp_path: Path, files: dict[str, bytes]
+) -> None:
+    loaded = configured(lab, shelf, tmp_path, 1, "")
+    kept = [backup(loaded), backup(loaded)]
+    with pytest.raises(NoSuchVolume, match="blank"):
+        backup(loaded)
+    for made in kept:
+        verify(loaded.open_supply(), made.set_id, among=volumes_of(made)).require_sound()
+
+
+def test_a_catalogue_made_anew_from_the_library_holds_every_volume(
+    lab: Lab, shelf: Path, tmp_path: Path, files: dict[str, bytes]
+) -> None:
+    loaded = configured(lab, shelf, tmp_path, 2, "keep_sets = 1")
+    made = backup(loaded)
+    loaded.catalog_path.unlink()
+    with Catalog.open(loaded.catalog_path) as catalog:
+        assert [one.set_id for one in record_sets(loaded.open_supply(), catalog)] == [made.set_id]
+    assert restored(loaded, made, tmp_path / "whole") == files
