@@ -22,7 +22,7 @@ from splitmirror.errors import (
 )
 from splitmirror.media import Limits
 from splitmirror.media.tapeposition import Positions, positions_of
-from splitmirror.system import scsitape, st
+from splitmirror.system import briefly, scsitape, st
 from splitmirror.system.sgio import CommandFailed, Sense
 from splitmirror.system.st import Flag, Op, Option
 
@@ -195,7 +195,8 @@ def _asking(device: str) -> Iterator[int]:
 
 def _open(device: str, flags: int) -> int:
     try:
-        fd = os.open(device, flags | os.O_CLOEXEC)
+        busy = frozenset({errno.EBUSY})
+        fd = briefly.tried(lambda: os.open(device, flags | os.O_CLOEXEC), busy)
     except OSError as error:
         _not_opened(device, error)
     if st.is_tape(fd) and not st.rewinds(fd):

@@ -9,6 +9,7 @@ does, a drive keeps hold of a cartridge that somebody has loaded.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -23,6 +24,7 @@ from splitmirror.errors import Busy, ChangerError, ConfigError, MediumError, NoS
 from splitmirror.media import Block, Capacity, Limits, Mark, Medium, Place, read_many
 from splitmirror.media.asking import AskSettings
 from splitmirror.media.changer import Slot, SlotKind, is_cleaning
+from splitmirror.system import briefly
 from splitmirror.units import size_setting
 
 _STATE = ".library.json"
@@ -218,7 +220,8 @@ class VirtualShelf:
         """A virtual tape that is loaded is locked (flock(2)) by who has it."""
         fd = os.open(self._directory / barcode, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock = fcntl.LOCK_EX | fcntl.LOCK_NB
+            briefly.tried(lambda: fcntl.flock(fd, lock), frozenset({errno.EAGAIN}))
         except BlockingIOError:
             raise Busy(
                 f"the drive does not let go of {barcode}: it is loaded",

@@ -48,6 +48,7 @@ from splitmirror.media import (
 from splitmirror.media.bulk import ALIGNED, BulkReader
 from splitmirror.media.simh import END_WORD, LARGEST, WORD, Index, Stop, stride
 from splitmirror.media.virtualshelf import ShelfDrive, ShelfSettings, VirtualShelf
+from splitmirror.system import briefly
 from splitmirror.units import parse_size, show_size
 
 _WRITE_BEHIND = 16 << 20  # bytes after which the disk is set to work and the page cache relieved
@@ -166,7 +167,8 @@ class VirtualTape:
 
     def _lock(self, fd: int, writable: bool) -> None:
         try:
-            fcntl.flock(fd, (fcntl.LOCK_EX if writable else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            lock = (fcntl.LOCK_EX if writable else fcntl.LOCK_SH) | fcntl.LOCK_NB
+            briefly.tried(lambda: fcntl.flock(fd, lock), frozenset({errno.EAGAIN}))
         except BlockingIOError:
             raise Busy(
                 f"the virtual tape {self._path} is in use",
