@@ -1,7 +1,7 @@
 """Trying again for a moment, where a process that was just forked off is in the way.
 
-It has every descriptor of its parent until it has closed what is not its own (system.forked), and
-so keeps a lock or a device a few milliseconds longer than the parent's own close (fork(2), flock(2)).
+It has every descriptor of its parent until it has closed what is not its own (system.forked). So
+it keeps a lock or a device for some milliseconds behind the parent's own close (fork(2), flock(2)).
 """
 
 from __future__ import annotations
