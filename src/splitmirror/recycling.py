@@ -2,7 +2,7 @@
 
 `recycle` believes nobody. The catalogue must say that nothing keeps the volume; then its label is
 read, and must be the expected one; then all its labels, and each set on it must be known and have
-expired. Only then, in this order (docs/adr/0020):
+expired. Only then, in this order (docs/adr/0021):
 
 1. the catalogue: recycling is intended, and what is on the volume counts as incomplete,
 2. the medium: VOL1 and two filemarks over everything, synced, read back,

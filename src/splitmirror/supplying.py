@@ -13,7 +13,14 @@ from dataclasses import replace
 
 from splitmirror.catalog import Catalog
 from splitmirror.config import Config
-from splitmirror.errors import EndOfMedium, MediumDamaged, NoSuchVolume, VolumeKept, WrongMedium
+from splitmirror.errors import (
+    Busy,
+    EndOfMedium,
+    MediumDamaged,
+    NoSuchVolume,
+    VolumeKept,
+    WrongMedium,
+)
 from splitmirror.media import librarycheck
 from splitmirror.media.changer import serial_of
 from splitmirror.media.library import Bay, Library
@@ -141,6 +148,8 @@ class PoolVolumes(_Drives):
                 return self._ready(bay, choice.serial, choice.how)
             except (WrongMedium, MediumDamaged, VolumeKept) as error:
                 self._hold(choice.serial, str(error))
+            except Busy:
+                continue  # another run of the pool is writing to it
         raise NoSuchVolume(f"the pool {self._pool} has no volume to write to")
 
     def noted(self, use: VolumeUse) -> None:
@@ -178,7 +187,11 @@ class PoolVolumes(_Drives):
         return set(self._stock().volumes) - there
 
     def _ready(self, bay: Bay, serial: str, how: How) -> VolumeWriter:
-        self._library.bring(bay, serial, writable=True)
+        if how is How.RECYCLE and self._library.has_changer:
+            # its label is proven there; where a crash has left it without one, its barcode tells
+            self._library.fetch(bay, serial)
+        else:
+            self._library.bring(bay, serial, writable=True)
         if how is How.RECYCLE:
             recycle(bay.medium, self._catalog, serial, self._stock())
         return open_for_append(bay.medium, serial)

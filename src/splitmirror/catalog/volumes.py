@@ -1,6 +1,6 @@
 """Changes to what the catalogue knows of volumes, each inside a transaction of `store`.
 
-A volume is written anew in an order that no crash can turn into a loss (docs/adr/0020): its sets
+A volume is written anew in an order that no crash can turn into a loss (docs/adr/0021): its sets
 count as incomplete from the moment that is intended, the medium follows, and only then are they
 forgotten here.
 """
