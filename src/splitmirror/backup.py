@@ -66,7 +66,7 @@ from splitmirror.system import filesystems
 from splitmirror.system.deadline import deadline
 from splitmirror.system.process import boot_id
 from splitmirror.units import parse_size, show_size
-from splitmirror.volumes import require_named_volume
+from splitmirror.volumes import require_destination
 
 # A member's headers, its padding, its line in the manifest and again in the set's catalogue.
 MEMBER_TAKES = 2560
@@ -247,7 +247,7 @@ def look_first(config: Config, tools: Tools) -> None:
     trees = plan_trees(layout.roots, tools.mirror.volumes(), layout.keep)
     stop_at_first(would_freeze(config, filesystems_of(trees)))
     stop_at_first(tools.mirror.preflight(filesystems_of(trees)))
-    require_named_volume(config, tools.catalog)
+    require_destination(config, tools.catalog)
     require_streams(config, tools.supply.streams)
     tools.supply.look()
 

@@ -190,16 +190,24 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         leases = self.state / "leases"
         return Library(drives, changer, leases=leases, ask=ask_by(settings))
 
+    def open_bringing(self) -> Library | None:
+        """The library, where volumes have to be brought; None: there is one volume in one drive.
+        Raises ChangerError."""
+        library = self.open_library()
+        if self.pool or library.has_changer:
+            return library
+        library.close()
+        return None
+
     def open_supply(self) -> ReadSupply:
         """Volumes to read, whichever are wanted. Raises ChangerError."""
         from splitmirror.media.librarysupply import LibraryVolumes
         from splitmirror.media.supply import OneVolume
 
-        library = self.open_library()
-        if self.pool or library.has_changer:
-            return LibraryVolumes(library)
-        library.close()
-        return OneVolume(self.open_medium(), self.volume)
+        library = self.open_bringing()
+        if library is None:
+            return OneVolume(self.open_medium(), self.volume)
+        return LibraryVolumes(library)
 
 
 def load(path: Path, *, needed: Collection[Seam] = SEAMS.keys()) -> Config:

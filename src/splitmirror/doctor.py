@@ -29,8 +29,10 @@ from splitmirror.mirrors import Mirror
 from splitmirror.model import Filesystem, Finding
 from splitmirror.recover import holder_of
 from splitmirror.run import unfinished
+from splitmirror.supplying import examine_pool
 from splitmirror.system import process, programs
 from splitmirror.units import show_size
+from splitmirror.volumes import require_pool, stock
 
 STATE_ROOM = 64 << 20  # journal, plan and catalogue of a small set
 
@@ -114,6 +116,13 @@ def _catalog(config: Config) -> Iterable[Finding]:
     yield Finding(what=f"catalogue {config.catalog_path}")
 
 
+def _known(config: Config) -> contextlib.AbstractContextManager[Catalog | None]:
+    """The catalogue, if there is one yet."""
+    if not config.catalog_path.exists():
+        return contextlib.nullcontext()
+    return contextlib.closing(Catalog.open(config.catalog_path))
+
+
 def _source(config: Config) -> Iterable[Finding]:
     mirror, database = config.open_mirror(), config.open_database()
     try:
@@ -175,24 +184,26 @@ def _room_for_set(config: Config, filesystems: list[Filesystem]) -> Iterable[Fin
 def _left_on_medium(config: Config) -> int | None:
     """Bytes left on the volume, or where it will be made. None: not known, or not without moving
     the volume into a drive."""
+    try:
+        library = config.open_bringing()
+        if library is None:
+            return _left_on_volume(config)
+        library.close()
+    except SplitmirrorError:
+        pass  # told by the look at the medium itself
+    return None
+
+
+def _left_on_volume(config: Config) -> int | None:
     medium = config.open_medium()
     try:
-        if _has_changer(config):
-            return None
         look_at_volume(medium, config.volume)
         return medium.capacity.left
     except NoSuchVolume:
         place = _place_of_volume(config)
         return None if place is None or not place.is_dir() else shutil.disk_usage(place).free
-    except SplitmirrorError:
-        return None  # told by the look at the medium itself
     finally:
         medium.unload()
-
-
-def _has_changer(config: Config) -> bool:
-    with config.open_library() as library:
-        return library.has_changer
 
 
 def _place_of_volume(config: Config) -> Path | None:
@@ -202,10 +213,15 @@ def _place_of_volume(config: Config) -> Path | None:
 
 
 def _medium(config: Config) -> Iterable[Finding]:
-    with config.open_library() as library:
-        if library.has_changer:
-            yield from librarycheck.examine(library, [config.volume])
-            return
+    library = config.open_bringing()
+    if library is not None:
+        with library, _known(config) as catalog:
+            if config.pool:
+                require_pool(config, config.pool)
+                yield from examine_pool(library, config.pool, stock(config, catalog))
+            else:
+                yield from librarycheck.examine(library, [config.volume])
+        return
     medium = config.open_medium()
     try:
         try:

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
 
 from splitmirror.archive.ahead import Windows
 from splitmirror.archive.clearing import clear, require_empty, require_room, require_unused
@@ -102,49 +103,22 @@ def restore(
         removed = 0
         if original and whole:
             removed = clear(anchors, index.kinds(backup_set.set_id).get)
-        originals = () if original else tuple(path for _, path in backup_set.trees)
-        windows = Windows(bringing.at_once(volumes))
         with _marked(target, backup_set):
-            with (
-                Hands(
-                    anchors,
-                    windows,
-                    replace=original,
-                    flush_each=original and not whole,
-                    processes=hands_for(wanted.files, wanted.stored),
-                ) as hands,
-                Putter(
-                    hands,
-                    windows,
-                    wanted.linked,
-                    keep_damaged=keep_damaged,
-                    originals=originals,
-                ) as putter,
-            ):
-                told = Told(progress, wanted.stored)
-                putting = _Putting(
-                    putter, hands, windows, bringing, index, backup_set.set_id, patterns, told,
-                    volumes[0],
-                )  # fmt: skip
+            with _Putting(
+                index, backup_set, patterns, wanted, bringing, volumes,
+                anchors=anchors,
+                original=original,
+                keep_damaged=keep_damaged,
+                progress=progress,
+            ) as putting:  # fmt: skip
                 bringing.each(volumes, putting.volume)
-                putter.end()
                 putting.links_left()
                 if not whole and not original:
-                    _make_above(hands, index, backup_set, patterns)
-                putter.settle()
-                hands.finish()
+                    putting.directories_above()
+                putting.finish()
             if whole and database is not None:
                 database.make_ready(roots_of(index, backup_set, target), backup_set.facts)
-    report = RestoreReport(
-        set_id=backup_set.set_id,
-        files=hands.files,
-        directories=hands.directories,
-        bytes=putter.bytes,
-        mismatches=putter.mismatches,
-        skipped=hands.skipped,
-        removed=removed,
-        leading_back=() if target is None else _still_leading(target, putter.leading),
-    )
+    report = putting.report(removed, target)
     _raise_if_damaged(report)
     return report
 
@@ -241,25 +215,59 @@ def _require(supply: ReadSupply, bringing: Bringing, volumes: Sequence[OnVolume]
 
 
 class _Putting:
-    """What of the set is asked for, put into its place volume by volume."""
+    """What of the set is asked for, put into its place volume by volume. Leaving it waits for the
+    hands; after an error it gives up what is not whole."""
 
     def __init__(
         self,
-        putter: Putter,
-        hands: Hands,
-        windows: Windows,
-        bringing: Bringing,
         index: Lookup,
-        set_id: str,
+        backup_set: BackupSet,
         patterns: Sequence[bytes],
-        told: Told,
-        proven: OnVolume,
+        wanted: Extent,
+        bringing: Bringing,
+        volumes: Sequence[OnVolume],
+        *,
+        anchors: Sequence[Anchor],
+        original: bool,
+        keep_damaged: bool,
+        progress: Progress,
     ) -> None:
-        """`proven`: the volume that is there, its labels looked at."""
-        self._putter, self._hands, self._windows = putter, hands, windows
-        self._bringing, self._index, self._proven = bringing, index, proven
-        self._set_id, self._patterns, self._told = set_id, patterns, told
-        self._parts = {part.number: part for part in index.parts(set_id)}
+        """The first of the volumes is there, its labels looked at."""
+        self._bringing, self._index, self._proven = bringing, index, volumes[0]
+        self._set_id, self._patterns = backup_set.set_id, patterns
+        self._told = Told(progress, wanted.stored)
+        self._parts = {part.number: part for part in index.parts(self._set_id)}
+        self._windows = Windows(bringing.at_once(volumes))
+        self._hands = Hands(
+            anchors,
+            self._windows,
+            replace=original,
+            flush_each=original and bool(patterns),
+            processes=hands_for(wanted.files, wanted.stored),
+        )
+        self._putter = Putter(
+            self._hands,
+            self._windows,
+            wanted.linked,
+            keep_damaged=keep_damaged,
+            originals=() if original else tuple(path for _, path in backup_set.trees),
+        )
+        self._leaving = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as leaving:
+            leaving.enter_context(self._hands)
+            leaving.enter_context(self._putter)
+            self._leaving = leaving.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._leaving.__exit__(kind, error, trace)
 
     def volume(self, loaded: Loaded, wanted: OnVolume) -> None:
         """All that is wanted of a volume, and the data of links to what is not."""
@@ -276,7 +284,9 @@ class _Putting:
                     self._put_target(medium, target, members)
 
     def links_left(self) -> None:
-        """Links whose target could not be placed where its volume was read: its data once more."""
+        """All volumes were read. Links whose target could not be placed where its volume was: its
+        data once more."""
+        self._putter.end()
         for target in self._putter.links_that_wait():
             members = self._index.find(self._set_id, target)
             for serial, some in groupby(members, key=self._serial):
@@ -284,6 +294,38 @@ class _Putting:
                 self._put_members(medium, list(some))
                 self._bringing.let_go(serial)
             self._putter.link_left(target)
+
+    def directories_above(self) -> None:
+        """The directories above what was asked for get the attributes they had; the catalogue knows
+        them, so that nothing more is read."""
+        above = {
+            name[:cut]
+            for _, record in self._index.members(self._set_id, self._patterns)
+            for name in (record.name,)
+            for cut in _slashes(name)
+        }
+        for name in sorted(above):
+            for _, record in self._index.find(self._set_id, name):
+                if record.attributes.kind is Kind.DIRECTORY:
+                    self._hands.directory(name, record.attributes)
+
+    def finish(self) -> None:
+        """Directories' attributes, then everything is made durable."""
+        self._putter.settle()
+        self._hands.finish()
+
+    def report(self, removed: int, target: Path | None) -> RestoreReport:
+        """What came back, once all is settled."""
+        return RestoreReport(
+            set_id=self._set_id,
+            files=self._hands.files,
+            directories=self._hands.directories,
+            bytes=self._putter.bytes,
+            mismatches=self._putter.mismatches,
+            skipped=self._hands.skipped,
+            removed=removed,
+            leading_back=() if target is None else _still_leading(target, self._putter.leading),
+        )
 
     def _put(self, medium: Medium, stretches: Iterable[tuple[int, Sequence[Recorded]]]) -> None:
         for number, group in groupby(stretches, key=lambda stretch: stretch[0]):
@@ -309,23 +351,6 @@ class _Putting:
     def _serial(self, member: Located) -> str:
         position = self._parts[member.part].position
         return position.volume if position else ""
-
-
-def _make_above(
-    hands: Hands, index: Lookup, backup_set: BackupSet, patterns: Sequence[bytes]
-) -> None:
-    """The directories above what was asked for get the attributes they had; the catalogue knows
-    them, so that nothing more is read."""
-    above = {
-        name[:cut]
-        for _, record in index.members(backup_set.set_id, patterns)
-        for name in (record.name,)
-        for cut in _slashes(name)
-    }
-    for name in sorted(above):
-        for _, record in index.find(backup_set.set_id, name):
-            if record.attributes.kind is Kind.DIRECTORY:
-                hands.directory(name, record.attributes)
 
 
 def _slashes(name: bytes) -> Iterator[int]:

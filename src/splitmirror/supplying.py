@@ -17,7 +17,6 @@ from splitmirror.errors import (
     Busy,
     EndOfMedium,
     MediumDamaged,
-    NoSuchVolume,
     VolumeKept,
     WrongMedium,
 )
@@ -26,10 +25,10 @@ from splitmirror.media.changer import serial_of
 from splitmirror.media.library import Bay, Library
 from splitmirror.media.librarysupply import LibraryVolumes
 from splitmirror.media.pools import Pool
-from splitmirror.media.shelf import Choice, How, Shelf, Stock, VolumeRecord, VolumeState
+from splitmirror.media.shelf import How, Shelf, Stock, VolumeRecord, VolumeState
 from splitmirror.media.supply import OneVolume, Supply
 from splitmirror.media.volume import VolumeWriter, open_for_append
-from splitmirror.model import VolumeUse
+from splitmirror.model import Finding, VolumeUse
 from splitmirror.preflight import stop_at_first
 from splitmirror.recycling import label, recycle, stock_of
 from splitmirror.volumes import needed_by_runs
@@ -37,21 +36,29 @@ from splitmirror.volumes import needed_by_runs
 
 def supply_of(config: Config, catalog: Catalog) -> Supply:
     """Volumes to write to, and to read. Close it. Raises ChangerError, CatalogError."""
-    if config.pool:
-        return PoolVolumes(
-            config.open_library(),
-            catalog,
-            pool=config.pool,
-            pools=config.pools,
-            driver=str(config.medium["driver"]),
-            streams=config.backup.streams,
-            unfinished=needed_by_runs(config),
-        )
-    library = config.open_library()
-    if library.has_changer:
+    library = config.open_bringing()
+    if library is None:
+        return OneVolume(config.open_medium(), config.volume)
+    if not config.pool:
         return NamedVolume(library, config.volume)
-    library.close()
-    return OneVolume(config.open_medium(), config.volume)
+    return PoolVolumes(
+        library,
+        catalog,
+        pool=config.pool,
+        pools=config.pools,
+        driver=str(config.medium["driver"]),
+        streams=config.backup.streams,
+        unfinished=needed_by_runs(config),
+    )
+
+
+def examine_pool(library: Library, pool: str, stock: Stock) -> Iterator[Finding]:
+    """What would keep a backup from the volumes of a pool. Nothing is moved."""
+    if not library.has_changer:
+        yield Finding(what=f"pool {pool}: its volumes are asked for")
+        return
+    may_be = [serial for serial, _ in Shelf(pool, stock).choices()]
+    yield from librarycheck.examine(library, may_be, stock.volumes.keys())
 
 
 class _Drives(LibraryVolumes):
@@ -134,23 +141,19 @@ class PoolVolumes(_Drives):
         self._unfinished = frozenset(unfinished)
 
     def look(self) -> None:
-        if self._library.has_changer:
-            known = self._stock().volumes
-            may_be = [choice.serial for choice in self._choices(()) if choice.serial is not None]
-            stop_at_first(librarycheck.examine(self._library, may_be, known.keys()))
+        stop_at_first(examine_pool(self._library, self._pool, self._stock()))
 
     def next_volume(self, stream: int, passed: Collection[str]) -> VolumeWriter:
         bay = self._bays[stream]
-        for choice in self._choices({*passed, *self._absent()}):
-            if choice.serial is None:
-                return self._labelled(bay)
+        shelf = Shelf(self._pool, self._stock())
+        for serial, how in shelf.choices({*passed, *self._absent()}):
             try:
-                return self._ready(bay, choice.serial, choice.how)
+                return self._ready(bay, serial, how)
             except (WrongMedium, MediumDamaged, VolumeKept) as error:
-                self._hold(choice.serial, str(error))
+                self._hold(serial, str(error))
             except Busy:
                 continue  # another run of the pool is writing to it
-        raise NoSuchVolume(f"the pool {self._pool} has no volume to write to")
+        return self._labelled(bay)
 
     def noted(self, use: VolumeUse) -> None:
         def learnt(known: VolumeRecord) -> VolumeRecord:
@@ -167,16 +170,6 @@ class PoolVolumes(_Drives):
 
     def _stock(self) -> Stock:
         return stock_of(self._catalog, self._pools, unfinished=self._unfinished)
-
-    def _choices(self, passed: Collection[str]) -> Iterator[Choice]:
-        """What may be written to, in the order in which it is best written; a blank volume last."""
-        tried = set(passed)
-        while True:
-            choice = Shelf(self._pool, self._stock()).next(tried)
-            yield choice
-            if choice.serial is None:
-                return
-            tried.add(choice.serial)
 
     def _absent(self) -> set[str]:
         """Volumes that are known and not in the library: the next one is taken rather than asked

@@ -120,8 +120,11 @@ def needed_by_runs(config: Config) -> frozenset[str]:
     return frozenset(directory.name for directory in unfinished(config.state))
 
 
-def stock(config: Config, catalog: Lookup) -> Stock:
-    """All volumes and sets that the catalogue knows, judged now by the configured pools."""
+def stock(config: Config, catalog: Lookup | None) -> Stock:
+    """All volumes and sets that the catalogue knows, judged now by the configured pools; none where
+    there is no catalogue yet."""
+    if catalog is None:
+        return Stock(pools=config.pools, volumes=(), sets=(), now=datetime.now(UTC))
     return recycling.stock_of(catalog, config.pools, unfinished=needed_by_runs(config))
 
 
@@ -191,7 +194,7 @@ def label(
         return recycling.label(found.medium, catalog, new, stock(config, catalog), losing=losing)
 
 
-def require_named_volume(config: Config, catalog: Lookup) -> None:
+def require_destination(config: Config, catalog: Lookup) -> None:
     """What the configuration names may be written to: a pool that there is, or the one volume.
     Raises ConfigError, and VolumeKept when the volume is retired."""
     if config.pool:

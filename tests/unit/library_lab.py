@@ -15,6 +15,24 @@ from splitmirror.testing.changers import Trouble
 from splitmirror.testing.faulty_changers import FaultyChanger
 
 CLEANING = "CLN001L1"
+_CONFIG = """
+source = "files"
+state_dir = "{state}"
+volume = "SM0001"
+[database]
+driver = "none"
+paths = ["/srv/files"]
+[mirror]
+driver = "lvm"
+[[mirror.volumes]]
+lv = "data/files"
+[medium]
+"""
+
+
+def config_of(state: Path, medium: str) -> str:
+    """A configuration with these lines about its medium, which come last."""
+    return _CONFIG.format(state=state) + medium
 
 
 class Operator:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.library_lab import CLEANING, LibraryLab
+from tests.unit.library_lab import CLEANING, LibraryLab, config_of
 
 from splitmirror import config, doctor
 from splitmirror.cli import main
@@ -19,21 +19,6 @@ from splitmirror.media.virtualtape import VirtualTape
 from splitmirror.media.volume import label_volume
 from splitmirror.model import Finding
 from splitmirror.testing.changers import Trouble
-
-CONFIG = """
-source = "files"
-state_dir = "{state}"
-volume = "SM0001"
-[database]
-driver = "none"
-paths = ["/srv/files"]
-[mirror]
-driver = "lvm"
-[[mirror.volumes]]
-lv = "data/files"
-[medium]
-driver = "virtualtape"
-"""
 
 
 class Shell:
@@ -79,7 +64,7 @@ def shell(
     medium = f"path = '{tmp_path}/one.tap'\n"
     if shelf.exists():
         medium = f"shelf = '{shelf}'\ndrives = 2\nslots = 8\ndoors = 2\n"
-    path.write_text(CONFIG.format(state=tmp_path / "state") + medium)
+    path.write_text(config_of(tmp_path / "state", f'driver = "virtualtape"\n{medium}'))
     return Shell(path, capsys)
 
 
@@ -216,6 +201,21 @@ def test_doctor_tells_that_the_volume_is_not_there(lab: LibraryLab, shell: Shell
     problems = [each for each in found(shell) if each.problem is not None]
     assert [str(each.problem) for each in problems] == ["volume SM0001 is not in the library"]
     assert not problems[0].warning
+
+
+def test_doctor_looks_for_the_volumes_of_a_pool_or_for_a_blank_one(
+    lab: LibraryLab, shell: Shell
+) -> None:
+    text = shell.path.read_text().replace('volume = "SM0001"', 'pool = "daily"')
+    shell.path.write_text(text + "[pools.daily]\nkeep_sets = 2\n")
+    (lab.directory / "SM0004L8").touch()  # nothing of it is known, so it may be a blank one
+    findings = found(shell)
+    assert not [each for each in findings if each.problem is not None]
+    assert "a blank volume: SM0001L8 in storage slot" in told(findings)
+    for cartridge in lab.directory.glob("SM*"):
+        cartridge.unlink()
+    problems = [str(each.problem) for each in found(shell) if each.problem is not None]
+    assert problems == ["a blank volume is not in the library"]
 
 
 def test_doctor_tells_that_the_changer_cannot_be_reached(lab: LibraryLab, shell: Shell) -> None:

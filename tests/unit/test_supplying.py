@@ -14,12 +14,13 @@ from tests.unit.library_lab import LibraryLab
 from tests.unit.made_sets import Made, file
 
 from splitmirror.catalog import Catalog
-from splitmirror.errors import NoSuchVolume
+from splitmirror.errors import EndOfMedium, NoSuchVolume
+from splitmirror.media.librarysupply import LibraryVolumes
 from splitmirror.media.pools import Pool
 from splitmirror.media.shelf import VolumeRecord, VolumeState
 from splitmirror.media.walking import VolumeReader
 from splitmirror.model import VolumeUse
-from splitmirror.supplying import PoolVolumes
+from splitmirror.supplying import NamedVolume, PoolVolumes
 
 NOW = datetime.now(UTC)
 
@@ -212,3 +213,35 @@ def test_what_a_run_learns_of_a_volume_is_noted(site: Site) -> None:
     first = site.catalog.volume("SM0001")
     assert (first.state, first.stalls) == (VolumeState.FULL, 5)
     assert site.catalog.volume("SM0003").state is VolumeState.RETIRED
+
+
+# --- one volume of a library, and volumes that are read
+
+
+def test_one_volume_of_a_library_is_written_to_and_no_other(site: Site) -> None:
+    supply = NamedVolume(site.lab.library(), "SM0002")
+    try:
+        supply.look()
+        supply.take()
+        with supply.next_volume(0, ()) as volume:
+            assert volume.serial == "SM0002"
+        with pytest.raises(EndOfMedium, match="SM0002 is full"):
+            supply.next_volume(0, {"SM0002"})
+        with supply.again(0, "SM0002") as volume:
+            assert volume.serial == "SM0002"
+    finally:
+        supply.close()
+    absent = NamedVolume(site.lab.library(), "SM0099")
+    with pytest.raises(NoSuchVolume, match="SM0099 is not in the library"):
+        absent.look()
+    absent.close()
+
+
+def test_volumes_that_a_restore_needs_are_missed_by_name_before_it_begins(site: Site) -> None:
+    supply = LibraryVolumes(site.lab.library())
+    supply.require(["SM0001", "SM0002"])
+    site.path("SM0002").unlink()
+    with pytest.raises(NoSuchVolume, match="volumes SM0002, SM0099") as missed:
+        supply.require(["SM0001", "SM0002", "SM0099"])
+    assert missed.value.hint
+    supply.close()

@@ -160,10 +160,10 @@ def restore(
     if (to is None) == (not in_place):
         raise typer.BadParameter("say where: --to DIRECTORY, or --in-place for the original place")
     loaded = config.load(path, needed=config.TO_READ if patterns else config.TO_START)
-    with _catalog(loaded) as catalog:
+    with _catalog(loaded) as catalog, closing(loaded.open_supply()) as supply:
         found = catalog.get(set_id)
         report = run_restore(
-            loaded.open_supply(),
+            supply,
             catalog,
             found.set_id,
             [pattern.encode(errors="surrogateescape") for pattern in patterns or ()],
@@ -189,12 +189,13 @@ def verify(set_id: SetId = "latest", path: ConfigPath = DEFAULT, json: Json = Fa
     loaded = config.load(path, needed=config.TO_READ)
     with _catalog(loaded) as catalog:
         found = catalog.get(set_id)
-    report = run_verify(
-        loaded.open_supply(),
-        found.set_id,
-        among=[use.volume for use in found.volumes],
-        progress=terminal_watch("verify"),
-    )
+    with closing(loaded.open_supply()) as supply:
+        report = run_verify(
+            supply,
+            found.set_id,
+            among=[use.volume for use in found.volumes],
+            progress=terminal_watch("verify"),
+        )
     if not json:
         words.print_verified(report)
     report.require_sound()  # its error's document holds the report
@@ -210,9 +211,9 @@ def drill(set_id: SetId = "latest", path: ConfigPath = DEFAULT, json: Json = Fal
 
     require_root()
     loaded = config.load(path, needed=config.TO_START)
-    with _catalog(loaded) as catalog:
+    with _catalog(loaded) as catalog, closing(loaded.open_supply()) as supply:
         report: DrillReport[None] = run_drill(
-            loaded.open_supply(),
+            supply,
             catalog,
             catalog.get(set_id).set_id,
             loaded.open_database(),
@@ -232,18 +233,18 @@ def rebuild(path: ConfigPath = DEFAULT, json: Json = False) -> None:
     from splitmirror.volumes import scan
 
     loaded = config.load(path, needed=config.TO_READ)
-    supply = loaded.open_supply()
-    # the volumes first: without any no empty catalogue is left that looks like a good one
-    serials = supply.at_hand()
-    with Catalog.open(loaded.catalog_path) as catalog:
-        scanned = scan(
-            supply,
-            catalog,
-            serials,
-            driver=loaded.medium["driver"],
-            new_pool=loaded.pool,
-            progress=terminal_watch("rebuild"),
-        )
+    with closing(loaded.open_supply()) as supply:
+        # the volumes first: without any no empty catalogue is left that looks like a good one
+        serials = supply.at_hand()
+        with Catalog.open(loaded.catalog_path) as catalog:
+            scanned = scan(
+                supply,
+                catalog,
+                serials,
+                driver=loaded.medium["driver"],
+                new_pool=loaded.pool,
+                progress=terminal_watch("rebuild"),
+            )
     volumes.say_scanned(scanned, json)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from splitmirror.errors import NoSuchVolume
 from splitmirror.media.changer import serial_of
 from splitmirror.media.library import Library
 from splitmirror.media.supply import Loaded
@@ -34,7 +35,20 @@ class LibraryVolumes:
             return [VolumeReader(bay.medium).serial]
 
     def require(self, serials: Sequence[str]) -> None:
-        pass  # what is not in the library is asked for when it is wanted
+        """By the barcodes. Where there are none, or no changer, volumes are asked for when they are
+        wanted."""
+        slots = [slot for slot in self._library.inventory() if slot.full]
+        if not any(slot.barcode for slot in slots):
+            return
+        absent = [serial for serial in serials if not any(slot.holds(serial) for slot in slots)]
+        if absent:
+            named = f"volume{'s' * (len(absent) > 1)} {', '.join(absent)}"
+            raise NoSuchVolume(
+                f"the set needs {named}, which the library does not have",
+                hint="Lay them into import/export slots, run `splitmirror media import`, and start "
+                "again.",
+                wanted=tuple(absent),
+            )
 
     @contextmanager
     def to_read(self, serial: str) -> Iterator[Loaded]:

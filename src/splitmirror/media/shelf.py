@@ -8,7 +8,7 @@ says is by the records alone: whoever writes a volume anew reads the volume's ow
 from __future__ import annotations
 
 import enum
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -162,6 +162,14 @@ class Shelf:
             )
             return Choice(serial=first.serial, how=How.RECYCLE)
         return Choice(serial=None, how=How.BLANK)
+
+    def choices(self, passed: Collection[str] = ()) -> Iterator[tuple[str, How]]:
+        """The volumes that may be written next, one after the other as `next` has them; behind them
+        all comes a blank one."""
+        tried = set(passed)
+        while (choice := self.next(tried)).serial is not None:
+            yield choice.serial, choice.how
+            tried.add(choice.serial)
 
     @staticmethod
     def _has_room(volume: VolumeRecord) -> bool:

@@ -44,6 +44,10 @@ class ReadSupply(Protocol):
         NoSuchVolume, WrongMedium, Busy, MediumError."""
         ...
 
+    def close(self) -> None:
+        """Let go of every drive. A second call is harmless."""
+        ...
+
 
 class Supply(ReadSupply, Protocol):
     """Volumes to be read, and written to. A stream is one drive's worth of a set, from 0."""
@@ -81,10 +85,6 @@ class Supply(ReadSupply, Protocol):
 
     def noted(self, use: VolumeUse) -> None:
         """What was learnt of a volume that is done with, for whoever keeps records of volumes."""
-        ...
-
-    def close(self) -> None:
-        """Let go of every drive. A second call is harmless."""
         ...
 
 

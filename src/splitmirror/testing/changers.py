@@ -19,6 +19,7 @@ from typing import Final, Protocol
 
 from splitmirror.errors import Busy, ChangerError, ChangerNotReady
 from splitmirror.media.changer import Changer, Slot, SlotKind, of_kind, serial_of, slot_at
+from splitmirror.testing.claiming import raised, same
 
 
 class Trouble(enum.Enum):
@@ -58,21 +59,6 @@ def _claim(claim: Claim) -> Claim:
     return claim
 
 
-def _same(found: object, wanted: object, what: str) -> None:
-    if found != wanted:
-        raise AssertionError(f"{what}: {found!r} instead of {wanted!r}")
-
-
-def _raises(kind: type[ChangerError] | type[Busy], act: Callable[[], object], what: str) -> None:
-    try:
-        act()
-    except kind as error:
-        if not error.hint:
-            raise AssertionError(f"{what}: the error has no hint: {error}") from error
-        return
-    raise AssertionError(f"{what}: no {kind.__name__} was raised")
-
-
 def _where(changer: Changer) -> dict[int, str]:
     """The barcode in each full slot."""
     return {slot.address: slot.barcode for slot in changer.inventory() if slot.full}
@@ -94,13 +80,13 @@ def _empty(slots: list[Slot], kind: SlotKind) -> Slot:
 def every_slot_has_an_address_of_its_own(bench: Bench) -> None:
     slots = bench.changer().inventory()
     addresses = [slot.address for slot in slots]
-    _same(len(set(addresses)), len(addresses), "different addresses")
+    same(len(set(addresses)), len(addresses), "different addresses")
 
 
 @_claim
 def drives_storage_and_doors_are_told_apart(bench: Bench) -> None:
     slots = bench.changer().inventory()
-    _same(len(of_kind(slots, SlotKind.DRIVE)), 2, "drives")
+    same(len(of_kind(slots, SlotKind.DRIVE)), 2, "drives")
     for kind, least in ((SlotKind.STORAGE, 4), (SlotKind.DOOR, 1)):
         if len(of_kind(slots, kind)) < least:
             raise AssertionError(f"fewer than {least} slots for {kind}: {slots}")
@@ -111,7 +97,7 @@ def each_cartridge_has_its_barcode(bench: Bench) -> None:
     slots = bench.changer().inventory()
     full = [slot for slot in slots if slot.full]
     barcodes = {slot.barcode for slot in full}
-    _same(len(barcodes - {""}), len(full), f"different barcodes in {full}")
+    same(len(barcodes - {""}), len(full), f"different barcodes in {full}")
     for slot in _data(slots):
         if not serial_of(slot.barcode) or slot.barcode != slot.barcode.strip():
             raise AssertionError(f"{slot.barcode!r} does not begin with a serial")
@@ -125,23 +111,23 @@ def an_empty_slot_has_no_barcode(bench: Bench) -> None:
     changer.move(before.address, drive.address)
     for slot in changer.inventory():
         if not slot.full:
-            _same(slot.barcode, "", f"barcode of empty slot {slot.address}")
+            same(slot.barcode, "", f"barcode of empty slot {slot.address}")
 
 
 @_claim
 def a_cleaning_cartridge_is_told_and_no_other(bench: Bench) -> None:
     full = [slot for slot in bench.changer().inventory() if slot.full]
     told = {slot.barcode for slot in full if slot.cleaning}
-    _same(told, {s.barcode for s in full if s.barcode.startswith("CLN")}, "cleaning cartridges")
-    _same(len(told), 1, "number of cleaning cartridges")
+    same(told, {s.barcode for s in full if s.barcode.startswith("CLN")}, "cleaning cartridges")
+    same(len(told), 1, "number of cleaning cartridges")
 
 
 @_claim
 def a_look_anew_finds_the_same(bench: Bench) -> None:
     changer = bench.changer()
     before = changer.inventory()
-    _same(changer.inventory(look=True), before, "inventory after a look")
-    _same(changer.inventory(), before, "inventory after that")
+    same(changer.inventory(look=True), before, "inventory after a look")
+    same(changer.inventory(), before, "inventory after that")
 
 
 @_claim
@@ -149,9 +135,9 @@ def every_connection_sees_the_same(bench: Bench) -> None:
     one, other = bench.changer(), bench.changer()
     slots = one.inventory()
     one.move(_data(slots)[0].address, of_kind(slots, SlotKind.DRIVE)[1].address)
-    _same(_where(other), _where(one), "inventory of another connection")
+    same(_where(other), _where(one), "inventory of another connection")
     one.close()
-    _same(_where(bench.changer()), _where(other), "inventory of a later connection")
+    same(_where(bench.changer()), _where(other), "inventory of a later connection")
 
 
 # --- moving
@@ -163,7 +149,7 @@ def _moved(bench: Bench, source: Slot, destination: Slot) -> Changer:
     wanted = _where(changer)
     wanted[destination.address] = wanted.pop(source.address)
     changer.move(source.address, destination.address)
-    _same(_where(changer), wanted, f"after the move {source.address} to {destination.address}")
+    same(_where(changer), wanted, f"after the move {source.address} to {destination.address}")
     return changer
 
 
@@ -172,7 +158,7 @@ def a_cartridge_goes_into_a_drive_and_back(bench: Bench) -> None:
     slots = bench.changer().inventory()
     home, drive = _data(slots)[0], of_kind(slots, SlotKind.DRIVE)[0]
     changer = _moved(bench, home, drive)
-    _same(slot_at(changer.inventory(), drive.address).source, home.address, "where it came from")
+    same(slot_at(changer.inventory(), drive.address).source, home.address, "where it came from")
     _moved(bench, drive, home)
 
 
@@ -181,7 +167,7 @@ def a_cartridge_goes_into_each_drive(bench: Bench) -> None:
     slots = bench.changer().inventory()
     for home, drive in zip(_data(slots), of_kind(slots, SlotKind.DRIVE), strict=False):
         changer = _moved(bench, home, drive)
-        _same(slot_at(changer.inventory(), home.address).full, False, f"slot {home.address} full")
+        same(slot_at(changer.inventory(), home.address).full, False, f"slot {home.address} full")
 
 
 @_claim
@@ -224,8 +210,8 @@ def _refused(
 ) -> None:
     changer = bench.changer()
     before = _where(changer)
-    _raises(kind, lambda: changer.move(source, destination), what)
-    _same(_where(changer), before, f"inventory after {what}")
+    raised(kind, lambda: changer.move(source, destination), what)
+    same(_where(changer), before, f"inventory after {what}")
 
 
 @_claim
@@ -287,8 +273,8 @@ def a_slot_that_proves_empty_is_told_so(bench: Bench) -> None:
     slots = changer.inventory()
     source, drive = _data(slots)[0].address, _empty(slots, SlotKind.DRIVE).address
     bench.make(Trouble.GONE, source)
-    _raises(ChangerError, lambda: changer.move(source, drive), "moving what is gone")
-    _same(slot_at(changer.inventory(look=True), source).full, False, "full, after a look")
+    raised(ChangerError, lambda: changer.move(source, drive), "moving what is gone")
+    same(slot_at(changer.inventory(look=True), source).full, False, "full, after a look")
 
 
 @_claim
@@ -297,7 +283,7 @@ def a_barcode_that_cannot_be_read_is_told_as_none(bench: Bench) -> None:
     source = _data(changer.inventory())[0].address
     bench.make(Trouble.UNREADABLE, source)
     slot = slot_at(changer.inventory(look=True), source)
-    _same((slot.full, slot.barcode), (True, ""), "full and barcode")
+    same((slot.full, slot.barcode), (True, ""), "full and barcode")
 
 
 @_claim
@@ -306,4 +292,4 @@ def nothing_moves_while_the_door_is_open(bench: Bench) -> None:
     slots = changer.inventory()
     source, drive = _data(slots)[0].address, _empty(slots, SlotKind.DRIVE).address
     bench.make(Trouble.DOOR_OPEN, source)
-    _raises(ChangerNotReady, lambda: changer.move(source, drive), "a move past an open door")
+    raised(ChangerNotReady, lambda: changer.move(source, drive), "a move past an open door")

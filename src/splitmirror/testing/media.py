@@ -17,6 +17,7 @@ from typing import Final, Protocol
 
 from splitmirror.errors import Busy, EndOfMedium, MediumError
 from splitmirror.media import END_OF_DATA, FILEMARK, Mark, Medium
+from splitmirror.testing.claiming import raised, same
 
 MIB: Final = 1 << 20
 BLOCK: Final = 8192  # a size that every drive in variable mode takes
@@ -68,28 +69,6 @@ def next_object(medium: Medium) -> bytes | Mark:
     buffer = memoryview(bytearray(min(medium.limits.largest, MIB)))
     length = medium.read(buffer)
     return length if isinstance(length, Mark) else bytes(buffer[:length])
-
-
-def same(found: object, wanted: object, what: str) -> None:
-    """Raises AssertionError unless they are equal."""
-    if found != wanted:
-        raise AssertionError(f"{what}: {_short(found)} instead of {_short(wanted)}")
-
-
-def _short(thing: object) -> str:
-    if isinstance(thing, list):
-        return f"[{', '.join(map(_short, thing))}]"
-    return f"{thing[:14]!r}+{len(thing)}" if isinstance(thing, bytes) else repr(thing)
-
-
-def _raises(kind: type[MediumError] | type[Busy], act: Callable[[], object], what: str) -> None:
-    try:
-        act()
-    except kind as error:
-        if not error.hint:
-            raise AssertionError(f"{what}: the error has no hint: {error}") from error
-        return
-    raise AssertionError(f"{what}: no {kind.__name__} was raised")
 
 
 def written(bench: Bench) -> tuple[Medium, list[bytes | Mark]]:
@@ -191,7 +170,7 @@ def a_record_longer_than_the_buffer_is_refused_and_kept(bench: Bench) -> None:
     medium, wanted = written(bench)
     medium.locate(3)
     small = memoryview(bytearray(BLOCK // 2))
-    _raises(MediumError, lambda: medium.read(small), "read into too small a buffer")
+    raised(MediumError, lambda: medium.read(small), "read into too small a buffer")
     medium.locate(3)
     same(next_object(medium), wanted[3], "the record after a refused read")
 
@@ -201,7 +180,7 @@ def a_refused_read_stands_before_the_record(bench: Bench) -> None:
     medium, _ = written(bench)
     medium.locate(3)
     small = memoryview(bytearray(BLOCK // 2))
-    _raises(MediumError, lambda: medium.read(small), "read into too small a buffer")
+    raised(MediumError, lambda: medium.read(small), "read into too small a buffer")
     same(medium.tell(), 3, "position after a refused read")
 
 
@@ -210,8 +189,8 @@ def records_outside_the_limits_are_refused(bench: Bench) -> None:
     medium = bench.blank()
     medium.load(writable=True)
     large = bytes(medium.limits.largest + 1)
-    _raises(MediumError, lambda: medium.write([large]), "a record above the largest")
-    _raises(MediumError, lambda: medium.write([b""]), "a record without a byte")
+    raised(MediumError, lambda: medium.write([large]), "a record above the largest")
+    raised(MediumError, lambda: medium.write([b""]), "a record without a byte")
     same(contents(medium), [], "contents after refused writes")
 
 
@@ -241,7 +220,7 @@ def locate_stands_before_the_object(bench: Bench) -> None:
 def there_is_no_object_beyond_the_end(bench: Bench) -> None:
     medium, wanted = written(bench)
     medium.locate(len(wanted))
-    _raises(MediumError, lambda: medium.locate(len(wanted) + 1), "locate beyond the end of data")
+    raised(MediumError, lambda: medium.locate(len(wanted) + 1), "locate beyond the end of data")
 
 
 @_claim
@@ -266,7 +245,7 @@ def spacing_backward_stands_before_the_filemark(bench: Bench) -> None:
 def spacing_over_too_many_filemarks_stops_at_the_end(bench: Bench) -> None:
     medium, wanted = written(bench)
     medium.locate(0)
-    _raises(MediumError, lambda: medium.space_filemarks(4), "4 filemarks forward of 3")
+    raised(MediumError, lambda: medium.space_filemarks(4), "4 filemarks forward of 3")
     same(next_object(medium), END_OF_DATA, "read after spacing too far")
     same(medium.tell(), len(wanted), "position after spacing too far")
 
@@ -274,7 +253,7 @@ def spacing_over_too_many_filemarks_stops_at_the_end(bench: Bench) -> None:
 @_claim
 def spacing_back_over_too_many_filemarks_stops_at_the_beginning(bench: Bench) -> None:
     medium, _ = written(bench)
-    _raises(MediumError, lambda: medium.space_filemarks(-4), "4 filemarks backward of 3")
+    raised(MediumError, lambda: medium.space_filemarks(-4), "4 filemarks backward of 3")
     same(medium.tell(), 0, "position after spacing back too far")
 
 
@@ -293,7 +272,7 @@ def nothing_works_before_the_load(bench: Bench) -> None:
         lambda: medium.tell(),
     )
     for act in acts:
-        _raises(MediumError, act, "use of a medium that is not loaded")
+        raised(MediumError, act, "use of a medium that is not loaded")
 
 
 @_claim
@@ -349,15 +328,15 @@ def a_volume_loaded_read_only_cannot_be_written(bench: Bench) -> None:
     medium, wanted = written(bench)
     medium.unload()
     medium.load(writable=False)
-    _raises(MediumError, lambda: medium.write([record(99)]), "write to a read-only volume")
-    _raises(MediumError, lambda: medium.write_filemarks(1, sync=True), "filemark on a read-only")
+    raised(MediumError, lambda: medium.write([record(99)]), "write to a read-only volume")
+    raised(MediumError, lambda: medium.write_filemarks(1, sync=True), "filemark on a read-only")
     same(contents(medium), wanted, "contents after refused writes")
 
 
 @_claim
 def a_second_writer_is_refused(bench: Bench) -> None:
     medium, wanted = written(bench)
-    _raises(Busy, lambda: bench.second(medium).load(writable=True), "load for a second writer")
+    raised(Busy, lambda: bench.second(medium).load(writable=True), "load for a second writer")
     medium.unload()
     second = bench.second(medium)
     second.load(writable=True)
@@ -428,7 +407,7 @@ def the_end_of_the_medium_keeps_whole_records(bench: Bench) -> None:
     medium = bench.limited(16 * BLOCK)
     medium.load(writable=True)
     wanted = [record(number) for number in range(64)]
-    _raises(EndOfMedium, lambda: medium.write(wanted), "64 records onto a volume for 16")
+    raised(EndOfMedium, lambda: medium.write(wanted), "64 records onto a volume for 16")
     fitted = medium.tell()
     if not 8 <= fitted <= 18:
         raise AssertionError(f"{fitted} records on a volume for 16")
@@ -441,7 +420,7 @@ def a_full_volume_can_be_shortened_and_closed(bench: Bench) -> None:
     medium = bench.limited(16 * BLOCK)
     medium.load(writable=True)
     wanted = [record(number) for number in range(64)]
-    _raises(EndOfMedium, lambda: medium.write(wanted), "64 records onto a volume for 16")
+    raised(EndOfMedium, lambda: medium.write(wanted), "64 records onto a volume for 16")
     medium.locate(4)
     medium.write([record(99)])
     medium.write_filemarks(2, sync=True)

@@ -21,11 +21,11 @@ from splitmirror.errors import (
     EndOfMedium,
     MediumDamaged,
     MediumError,
-    SplitmirrorError,
     WrongMedium,
 )
 from splitmirror.media import END_OF_DATA, FILEMARK, Mark, Medium, WriteOnce
-from splitmirror.testing.media import BLOCK, Bench, contents, next_object, record, same, written
+from splitmirror.testing.claiming import raised, same
+from splitmirror.testing.media import BLOCK, Bench, contents, next_object, record, written
 
 
 class Trouble(enum.Enum):
@@ -60,16 +60,6 @@ CLAIMS: Final[list[FaultClaim]] = []
 def _claim(claim: FaultClaim) -> FaultClaim:
     CLAIMS.append(claim)
     return claim
-
-
-def _raised(kind: type[SplitmirrorError], act: Callable[[], object], what: str) -> SplitmirrorError:
-    try:
-        act()
-    except kind as error:
-        if not error.hint:
-            raise AssertionError(f"{what}: the error has no hint: {error}") from error
-        return error
-    raise AssertionError(f"{what}: no {kind.__name__} was raised")
 
 
 def _given_up(medium: Medium) -> None:
@@ -120,7 +110,7 @@ def a_damaged_record_is_told_by_its_number(bench: FaultyBench) -> None:
     bench.make(medium, Trouble.UNREADABLE, 4)
     medium.locate(3)
     same(next_object(medium), there[3], "the record before the damaged one")
-    error = _raised(MediumDamaged, lambda: next_object(medium), "read of a damaged record")
+    error = raised(MediumDamaged, lambda: next_object(medium), "read of a damaged record")
     same(error.facts.get("object"), 4, "the number in the error")
 
 
@@ -129,7 +119,7 @@ def what_lies_behind_damage_can_be_read(bench: FaultyBench) -> None:
     medium, there = written(bench)
     bench.make(medium, Trouble.UNREADABLE, 4)
     medium.locate(4)
-    _raised(MediumDamaged, lambda: next_object(medium), "read of a damaged record")
+    raised(MediumDamaged, lambda: next_object(medium), "read of a damaged record")
     medium.locate(5)
     found = [next_object(medium) for _ in there[5:]]
     same(found, there[5:], "what lies behind the damage")
@@ -143,7 +133,7 @@ def what_lies_behind_damage_can_be_read(bench: FaultyBench) -> None:
 def a_record_that_cannot_be_written_is_no_end_of_medium(bench: FaultyBench) -> None:
     medium, synced = _appending(bench)
     bench.make(medium, Trouble.UNWRITABLE, len(synced) + 1)
-    error = _raised(MediumError, lambda: medium.write([record(8), record(9)]), "a failing write")
+    error = raised(MediumError, lambda: medium.write([record(8), record(9)]), "a failing write")
     if isinstance(error, EndOfMedium):
         raise AssertionError("a failing write is told as the end of the medium")
 
@@ -152,7 +142,7 @@ def a_record_that_cannot_be_written_is_no_end_of_medium(bench: FaultyBench) -> N
 def a_failed_write_damages_nothing_before_it(bench: FaultyBench) -> None:
     medium, synced = _appending(bench)
     bench.make(medium, Trouble.UNWRITABLE, len(synced) + 1)
-    _raised(MediumError, lambda: medium.write([record(8), record(9)]), "a failing write")
+    raised(MediumError, lambda: medium.write([record(8), record(9)]), "a failing write")
     _holds_synced(bench, medium, synced)
 
 
@@ -160,7 +150,7 @@ def a_failed_write_damages_nothing_before_it(bench: FaultyBench) -> None:
 def a_filemark_that_cannot_be_written_is_told(bench: FaultyBench) -> None:
     medium, synced = _appending(bench)
     bench.make(medium, Trouble.UNWRITABLE, len(synced) + 1)
-    _raised(MediumError, lambda: medium.write_filemarks(1, sync=True), "a failing filemark")
+    raised(MediumError, lambda: medium.write_filemarks(1, sync=True), "a failing filemark")
     _holds_synced(bench, medium, synced)
 
 
@@ -183,7 +173,7 @@ def after_a_reset_nothing_is_done_before_the_next_load(bench: FaultyBench) -> No
         lambda: medium.tell(),
     ]
     for number, act in enumerate(acts):
-        _raised(MediumError, act, f"act {number} after a reset")
+        raised(MediumError, act, f"act {number} after a reset")
     medium.load(writable=True)
     same(medium.tell(), 0, "position after the next load")
 
@@ -192,7 +182,7 @@ def after_a_reset_nothing_is_done_before_the_next_load(bench: FaultyBench) -> No
 def a_reset_damages_nothing_that_was_synced(bench: FaultyBench) -> None:
     medium, synced = _appending(bench)
     bench.make(medium, Trouble.RESET)
-    _raised(MediumError, lambda: medium.write([record(8)]), "write after a reset")
+    raised(MediumError, lambda: medium.write([record(8)]), "write after a reset")
     _holds_synced(bench, medium, synced)
 
 
@@ -200,7 +190,7 @@ def a_reset_damages_nothing_that_was_synced(bench: FaultyBench) -> None:
 def a_reset_damages_nothing_when_a_filemark_finds_it(bench: FaultyBench) -> None:
     medium, synced = _appending(bench)
     bench.make(medium, Trouble.RESET)
-    _raised(MediumError, lambda: medium.write_filemarks(1, sync=True), "filemark after a reset")
+    raised(MediumError, lambda: medium.write_filemarks(1, sync=True), "filemark after a reset")
     _holds_synced(bench, medium, synced)
 
 
@@ -216,8 +206,8 @@ def a_reset_damages_nothing_when_a_read_finds_it(bench: FaultyBench) -> None:
     medium, there = written(bench)
     medium.locate(2)
     bench.make(medium, Trouble.RESET)
-    _raised(MediumError, lambda: next_object(medium), "read after a reset")
-    _raised(MediumError, lambda: medium.write([record(9)]), "write after a failed read")
+    raised(MediumError, lambda: next_object(medium), "read after a reset")
+    raised(MediumError, lambda: medium.write([record(9)]), "write after a failed read")
     _is_still(bench, medium, there, "contents after a reset")
 
 
@@ -225,8 +215,8 @@ def a_reset_damages_nothing_when_a_read_finds_it(bench: FaultyBench) -> None:
 def a_drive_that_stands_elsewhere_writes_no_record(bench: FaultyBench) -> None:
     medium, there = written(bench)
     bench.make(medium, Trouble.SLIPPED)
-    _raised(MediumError, lambda: medium.write([record(9)]), "write elsewhere")
-    _raised(MediumError, lambda: medium.write([record(9)]), "the next write")
+    raised(MediumError, lambda: medium.write([record(9)]), "write elsewhere")
+    raised(MediumError, lambda: medium.write([record(9)]), "the next write")
     _is_still(bench, medium, there, "contents of a volume that stood elsewhere")
 
 
@@ -234,8 +224,8 @@ def a_drive_that_stands_elsewhere_writes_no_record(bench: FaultyBench) -> None:
 def a_drive_that_stands_elsewhere_writes_no_filemark(bench: FaultyBench) -> None:
     medium, there = written(bench)
     bench.make(medium, Trouble.SLIPPED)
-    _raised(MediumError, lambda: medium.write_filemarks(1, sync=True), "filemark elsewhere")
-    _raised(MediumError, lambda: medium.write_filemarks(1, sync=True), "the next filemark")
+    raised(MediumError, lambda: medium.write_filemarks(1, sync=True), "filemark elsewhere")
+    raised(MediumError, lambda: medium.write_filemarks(1, sync=True), "the next filemark")
     _is_still(bench, medium, there, "contents of a volume that stood elsewhere")
 
 
@@ -247,7 +237,7 @@ def a_protected_volume_is_read_and_not_written(bench: FaultyBench) -> None:
     medium, there = written(bench)
     medium.unload()
     bench.make(medium, Trouble.PROTECTED)
-    _raised(WrongMedium, lambda: medium.load(writable=True), "writable load of a protected volume")
+    raised(WrongMedium, lambda: medium.load(writable=True), "writable load of a protected volume")
     medium.load(writable=False)
     same(contents(medium), there, "contents of a protected volume")
 
@@ -257,7 +247,7 @@ def a_drive_that_another_host_has_reserved_is_busy(bench: FaultyBench) -> None:
     medium, there = written(bench)
     medium.unload()
     bench.make(medium, Trouble.RESERVED)
-    _raised(Busy, lambda: medium.load(writable=True), "load of a reserved drive")
+    raised(Busy, lambda: medium.load(writable=True), "load of a reserved drive")
     bench.end(medium)
     medium.load(writable=True)
     same(contents(medium), there, "contents once the drive is free")
@@ -267,9 +257,9 @@ def a_drive_that_another_host_has_reserved_is_busy(bench: FaultyBench) -> None:
 def a_reservation_while_writing_stops_it(bench: FaultyBench) -> None:
     medium, synced = _appending(bench)
     bench.make(medium, Trouble.RESERVED)
-    _raised(MediumError, lambda: medium.write([record(8)]), "write to a reserved drive")
+    raised(MediumError, lambda: medium.write([record(8)]), "write to a reserved drive")
     bench.end(medium)
-    _raised(MediumError, lambda: medium.write([record(8)]), "write before the next load")
+    raised(MediumError, lambda: medium.write([record(8)]), "write before the next load")
     _holds_synced(bench, medium, synced)
 
 
@@ -282,11 +272,11 @@ def what_was_written_once_is_not_written_over(bench: FaultyBench) -> None:
     bench.make(medium, Trouble.WRITE_ONCE)
     medium.load(writable=True)
     medium.locate(4)
-    _raised(MediumError, lambda: medium.write([record(99)]), "record over a write-once volume")
+    raised(MediumError, lambda: medium.write([record(99)]), "record over a write-once volume")
     medium.locate(4)
-    _raised(MediumError, lambda: medium.write_filemarks(1, sync=True), "filemark over it")
+    raised(MediumError, lambda: medium.write_filemarks(1, sync=True), "filemark over it")
     medium.locate(0)
-    _raised(MediumError, lambda: medium.write([record(99)]), "record at the beginning")
+    raised(MediumError, lambda: medium.write([record(99)]), "record at the beginning")
     same(contents(medium), there, "contents of a write-once volume")
 
 

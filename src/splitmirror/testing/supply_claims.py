@@ -12,6 +12,7 @@ from splitmirror.errors import EndOfMedium, MediumError, NoSuchVolume, WrongMedi
 from splitmirror.media.labels import TapeFileKind
 from splitmirror.media.supply import Supply
 from splitmirror.media.volume import VolumeWriter
+from splitmirror.testing.claiming import raised, same
 
 BLOCK: Final = 4096
 NO_SUCH: Final = "ZZ9999"  # the serial of no volume
@@ -34,25 +35,6 @@ CLAIMS: Final[list[Claim]] = []
 def _claim(claim: Claim) -> Claim:
     CLAIMS.append(claim)
     return claim
-
-
-def _same(found: object, wanted: object, what: str) -> None:
-    if found != wanted:
-        raise AssertionError(f"{what}: {found!r} instead of {wanted!r}")
-
-
-def _raises(
-    kinds: tuple[type[MediumError], ...], act: Callable[[], object], what: str, names: str = ""
-) -> None:
-    try:
-        act()
-    except kinds as error:
-        if not error.hint or names not in str(error):
-            raise AssertionError(
-                f"{what}: no hint, or it does not name {names}: {error}"
-            ) from error
-        return
-    raise AssertionError(f"{what}: nothing was raised")
 
 
 def _append(volume: VolumeWriter, number: int) -> None:
@@ -88,7 +70,7 @@ def a_volume_comes_ready_to_be_written(bench: Bench) -> None:
 @_claim
 def each_next_volume_is_another(bench: Bench) -> None:
     serials = _filled(bench)
-    _same(len(set(serials)), bench.volumes, "different volumes")
+    same(len(set(serials)), bench.volumes, "different volumes")
 
 
 @_claim
@@ -97,7 +79,7 @@ def when_all_are_passed_there_is_none(bench: Bench) -> None:
     supply = bench.supply()
     supply.take()
     none = (EndOfMedium, NoSuchVolume)
-    _raises(none, lambda: supply.next_volume(0, serials), "a volume behind the last")
+    raised(none, lambda: supply.next_volume(0, serials), "a volume behind the last")
     supply.close()
 
 
@@ -110,7 +92,7 @@ def streams_have_their_volumes_at_once(bench: Bench) -> None:
         volumes.append(supply.next_volume(stream, [volume.serial for volume in volumes]))
     for number, volume in enumerate(volumes, 1):
         _append(volume, number)
-    _same(len({volume.serial for volume in volumes}), len(volumes), "volumes of all streams")
+    same(len({volume.serial for volume in volumes}), len(volumes), "volumes of all streams")
     supply.close()
 
 
@@ -119,8 +101,8 @@ def a_volume_is_had_again_with_what_is_on_it(bench: Bench) -> None:
     for number, serial in enumerate(_filled(bench), 1):
         supply = bench.supply()
         volume = supply.again(0, serial)
-        _same(volume.serial, serial, "the volume to go on with")
-        _same([file.part_number for file in volume.files], [number], "parts on it")
+        same(volume.serial, serial, "the volume to go on with")
+        same([file.part_number for file in volume.files], [number], "parts on it")
         _append(volume, number)
         supply.close()
 
@@ -129,7 +111,7 @@ def a_volume_is_had_again_with_what_is_on_it(bench: Bench) -> None:
 def a_volume_that_is_not_there_is_not_had_again(bench: Bench) -> None:
     _filled(bench)
     supply = bench.supply()
-    _raises((MediumError,), lambda: supply.again(0, NO_SUCH), "go on with none", NO_SUCH)
+    raised((MediumError,), lambda: supply.again(0, NO_SUCH), "go on with none", NO_SUCH)
     supply.close()
 
 
@@ -137,12 +119,12 @@ def a_volume_that_is_not_there_is_not_had_again(bench: Bench) -> None:
 def what_was_written_is_at_hand_and_read_by_its_serial(bench: Bench) -> None:
     serials = _filled(bench)
     supply = bench.supply()
-    _same(sorted(supply.at_hand()), sorted(serials), "volumes at hand")
+    same(sorted(supply.at_hand()), sorted(serials), "volumes at hand")
     supply.require(serials)
     for number, serial in enumerate(serials, 1):
         with supply.to_read(serial) as (_, volume):
-            _same(volume.serial, serial, "the volume to read")
-            _same([file.part_number for file in volume.files()], [number], "parts on it")
+            same(volume.serial, serial, "the volume to read")
+            same([file.part_number for file in volume.files()], [number], "parts on it")
     supply.close()
 
 
@@ -159,8 +141,8 @@ def _read_at_once(supply: Supply, serials: Collection[str]) -> None:
     with supply.to_read(first) as (_, volume):
         if others:
             _read_at_once(supply, others)
-        _same(volume.serial, first, "the volume to read")
-        _same(len(list(volume.files())), 1, "parts on it")
+        same(volume.serial, first, "the volume to read")
+        same(len(list(volume.files())), 1, "parts on it")
 
 
 @_claim
@@ -168,8 +150,8 @@ def a_missing_volume_is_named(bench: Bench) -> None:
     serials = _filled(bench)
     supply = bench.supply()
     missing = (NoSuchVolume, WrongMedium)
-    _raises(missing, lambda: supply.require([*serials, NO_SUCH]), "one among others", NO_SUCH)
-    _raises(missing, lambda: supply.to_read(NO_SUCH).__enter__(), "a missing volume", NO_SUCH)
+    raised(missing, lambda: supply.require([*serials, NO_SUCH]), "one among others", NO_SUCH)
+    raised(missing, lambda: supply.to_read(NO_SUCH).__enter__(), "a missing volume", NO_SUCH)
     supply.close()
 
 

@@ -6,12 +6,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from tests.vm.inside.tape_lab import TapeBench, library
+from tests.vm.inside.tape_lab import TapeBench
 from tests.vm.vtl.library import Library
 
 from splitmirror.testing.media import CLAIMS, Claim
 from splitmirror.testing.media_faults import CLAIMS as FAULT_CLAIMS
 from splitmirror.testing.media_faults import FaultClaim
+
+pytest_plugins = ["tests.vm.inside.tape_fixtures"]
 
 # A drive that does not tell where it stands does not tell damage from a reset, nor that it slipped.
 NOT_WITHOUT_POSITIONS = {
@@ -20,19 +22,6 @@ NOT_WITHOUT_POSITIONS = {
     "a_drive_that_stands_elsewhere_writes_no_record",
     "a_drive_that_stands_elsewhere_writes_no_filemark",
 }
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Library]:
-    with library(tmp_path_factory.mktemp("vtl")) as made:
-        yield made
-
-
-@pytest.fixture
-def bench(made: Library) -> Iterator[TapeBench]:
-    bench = TapeBench(made)
-    yield bench
-    bench.close()
 
 
 @pytest.fixture

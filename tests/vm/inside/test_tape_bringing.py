@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.unit.library_lab import config_of
 from tests.vm.vtl.cartridge import MIB
 from tests.vm.vtl.library import Library as Emulated
 from tests.vm.vtl.library import cartridges
@@ -26,22 +27,6 @@ from splitmirror.media.walking import VolumeReader
 NAMES = ("SM0001L8", "SM0002L8", "SM0003L8")
 OUTSIDE = ("SM0009L8", "SM0010L8")
 CLEANING = "CLN001L1"
-CONFIG = """
-source = "files"
-state_dir = "{state}"
-volume = "SM0001"
-[database]
-driver = "none"
-paths = ["/srv/files"]
-[mirror]
-driver = "lvm"
-[[mirror.volumes]]
-lv = "data/files"
-[medium]
-driver = "tape"
-drives = {drives}
-changer = "{changer}"
-"""
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +46,8 @@ def settings(emulated: Emulated, tmp_path_factory: pytest.TempPathFactory) -> Pa
     directory = tmp_path_factory.mktemp("config")
     path = directory / "splitmirror.toml"
     drives = json.dumps(emulated.drives[::-1])
-    text = CONFIG.format(state=directory / "state", drives=drives, changer=emulated.changer)
-    path.write_text(text)
+    medium = f'driver = "tape"\ndrives = {drives}\nchanger = "{emulated.changer}"\n'
+    path.write_text(config_of(directory / "state", medium))
     return path
 
 

@@ -7,14 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests.unit import made_sets
-from tests.vm.inside.tape_lab import ROOMY, TapeBench, library
+from tests.vm.inside.tape_lab import ROOMY, TapeBench
 from tests.vm.vtl.cartridge import MIB
-from tests.vm.vtl.library import Library, cartridges
+from tests.vm.vtl.library import Library
 
 from splitmirror import config, doctor
 from splitmirror.errors import Busy, ConfigError, MediumError, NoSuchVolume, WrongMedium
@@ -26,20 +25,6 @@ from splitmirror.testing.media import contents, record
 
 READ = 0x08  # SCSI's opcode
 LONG_S = 20.0  # st itself waits two minutes for a drive that does not get ready
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Library]:
-    cleaning = cartridges("CLN001L1", cleaning=True)
-    with library(tmp_path_factory.mktemp("vtl"), cleaning) as made:
-        yield made
-
-
-@pytest.fixture
-def bench(made: Library) -> Iterator[TapeBench]:
-    bench = TapeBench(made)
-    yield bench
-    bench.close()
 
 
 @pytest.fixture
@@ -308,6 +293,8 @@ import os, signal
 from splitmirror.media.labels import LabelGroup, State, TapeFileKind
 from splitmirror.media.tape import Settings, Tape
 from splitmirror.media.volume import open_for_append
+
+pytest_plugins = ["tests.vm.inside.tape_fixtures"]
 tape = Tape({device!r}, Settings(drives=[{device!r}]))
 volume = open_for_append(tape)
 end = volume.end

@@ -3,11 +3,11 @@ be written behind it, by the kernel's own st driver."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 from tests.unit import made_sets
-from tests.vm.inside.tape_lab import ROOMY, TapeBench, library
+from tests.vm.inside.tape_lab import ROOMY, TapeBench
 from tests.vm.vtl.library import Library
 
 from splitmirror.errors import EndOfMedium, MediumError
@@ -15,6 +15,8 @@ from splitmirror.media import Block
 from splitmirror.media.tape import Settings, Tape
 from splitmirror.media.volume import TapeFileKind, VolumeReader, open_for_append
 from splitmirror.testing.media_faults import Trouble
+
+pytest_plugins = ["tests.vm.inside.tape_fixtures"]
 
 BLOCK_SIZE = 4096
 # In front of which object of the failing tape file the trouble comes: its labels, the filemark
@@ -48,19 +50,6 @@ class Troubled(Tape):
         if self._trouble is not None and self.tell() == self._trouble[1]:
             trouble, self._trouble = self._trouble, None
             self._bench.make(self, *trouble)
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Library]:
-    with library(tmp_path_factory.mktemp("vtl")) as made:
-        yield made
-
-
-@pytest.fixture
-def bench(made: Library) -> Iterator[TapeBench]:
-    bench = TapeBench(made)
-    yield bench
-    bench.close()
 
 
 def a_set(tape: Tape, set_id: str) -> None:
