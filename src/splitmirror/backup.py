@@ -21,7 +21,6 @@ from splitmirror.catalog import Catalog
 from splitmirror.config import BackupOptions, Config
 from splitmirror.databases import Database, Layout, RedoFile
 from splitmirror.errors import (
-    ConfigError,
     LegError,
     NoRoom,
     NotOnMirror,
@@ -66,7 +65,7 @@ from splitmirror.system import filesystems
 from splitmirror.system.deadline import deadline
 from splitmirror.system.process import boot_id
 from splitmirror.units import parse_size, show_size
-from splitmirror.volumes import require_destination
+from splitmirror.volumes import require_destination, require_streams
 
 # A member's headers, its padding, its line in the manifest and again in the set's catalogue.
 MEMBER_TAKES = 2560
@@ -250,16 +249,6 @@ def look_first(config: Config, tools: Tools) -> None:
     require_destination(config, tools.catalog)
     require_streams(config, tools.supply.streams)
     tools.supply.look()
-
-
-def require_streams(config: Config, drives: int) -> None:
-    """Raises ConfigError when there are fewer drives than streams are wanted."""
-    if config.backup.streams > drives:
-        raise ConfigError(
-            f"[backup] streams is {config.backup.streams}, but {drives} volumes can be "
-            "written at once",
-            hint="Take fewer streams, or give the medium more drives.",
-        )
 
 
 def map_early(tools: Tools, changes: Changes, progress: Progress) -> Early:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from splitmirror import journal, preflight
-from splitmirror.backup import filesystems_of, require_streams
+from splitmirror.backup import filesystems_of
 from splitmirror.catalog import Catalog
 from splitmirror.config import Config
 from splitmirror.errors import (
@@ -32,7 +32,7 @@ from splitmirror.run import unfinished
 from splitmirror.supplying import examine_pool
 from splitmirror.system import process, programs
 from splitmirror.units import show_size
-from splitmirror.volumes import require_pool, stock
+from splitmirror.volumes import require_pool, require_streams, stock
 
 STATE_ROOM = 64 << 20  # journal, plan and catalogue of a small set
 

@@ -209,3 +209,13 @@ def require_destination(config: Config, catalog: Lookup) -> None:
             f"retire {config.volume} --undo`.",
             serial=config.volume,
         )
+
+
+def require_streams(config: Config, drives: int) -> None:
+    """Raises ConfigError when there are fewer drives than streams are wanted."""
+    if config.backup.streams > drives:
+        raise ConfigError(
+            f"[backup] streams is {config.backup.streams}, but {drives} volumes can be "
+            "written at once",
+            hint="Take fewer streams, or give the medium more drives.",
+        )
