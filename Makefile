@@ -6,7 +6,7 @@
 #              (ARGS="tests/vm/test_platform.py --inside md")
 # make bench   every figure that matters, against what people use instead (ARGS="--scale 0.1 --json")
 # make bench-page   docs/performance.md from the figures that `make bench` saved
-# make check   style, types and the rooms' import rules
+# make check   style, types, the rooms' import rules, and that every test can be imported
 .PHONY: setup demo test test-vm test-fast bench bench-page check clean
 
 setup:
@@ -38,6 +38,7 @@ check: setup
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+	.venv/bin/pytest --collect-only -q --no-header >/dev/null || .venv/bin/pytest --collect-only -q
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from tests.unit import made_sets
-from tests.unit.library_lab import LibraryLab
+from tests.unit.library_lab import LibraryLab, config_of
 from tests.unit.made_sets import Made, file
-from tests.unit.test_cli_library import CONFIG, Shell
+from tests.unit.test_cli_library import Shell
 
 from splitmirror import config
 from splitmirror.catalog import Catalog
@@ -36,10 +36,8 @@ class Site:
         medium = f"path = '{directory}/one.tap'\n"
         if library is not None:
             medium = f"shelf = '{library.directory}'\ndrives = 2\nslots = 8\n"
-        text = CONFIG.format(state=directory / "state").replace(
-            'volume = "SM0001"', 'pool = "nightly"'
-        )
-        shell.path.write_text(text + medium + POOLS)
+        text = config_of(directory / "state", f'driver = "virtualtape"\n{medium}')
+        shell.path.write_text(text.replace('volume = "SM0001"', 'pool = "nightly"') + POOLS)
 
     @property
     def tape(self) -> Path:
