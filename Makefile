@@ -6,7 +6,9 @@
 #              (ARGS="tests/vm/test_platform.py --inside md")
 # make bench   every figure that matters, against what people use instead (ARGS="--scale 0.1 --json")
 # make bench-page   docs/performance.md from the figures that `make bench` saved
-# make check   style, types, the rooms' import rules, and that every test can be imported
+# make check   style, types, the rooms' import rules, and that every test can be collected
+# Files of tests run side by side, as many as there are processors; ARGS="-n0" runs one after another.
+PYTEST = .venv/bin/pytest -n auto --dist loadfile --no-loadscope-reorder
 .PHONY: setup demo test test-vm test-fast bench bench-page check clean
 
 setup:
@@ -17,14 +19,14 @@ demo: setup
 
 test: setup check
 	@[ -n "$(SKIP_VM)" ] || scripts/setup vm
-	.venv/bin/pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-vm: setup
 	@scripts/setup vm
-	.venv/bin/pytest $(if $(findstring tests/vm,$(ARGS)),,tests/vm) $(ARGS)
+	$(PYTEST) $(if $(findstring tests/vm,$(ARGS)),,tests/vm) $(ARGS)
 
 test-fast: setup
-	.venv/bin/pytest tests/unit tests/contract tests/property -m "not real and not crash" $(ARGS)
+	$(PYTEST) tests/unit tests/contract tests/property -m "not real and not crash" $(ARGS)
 
 bench: setup
 	@scripts/setup bench

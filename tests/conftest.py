@@ -1,14 +1,19 @@
-"""What tests of several folders share: whether this machine can run the real tier."""
+"""What tests of several folders share: whether this machine can run the real tier, and how many
+processes it can run tests in."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+pytest_plugins = ["tests.vm.tier"]
+
+_TESTS = 4 << 30  # bytes that one process's tests may need: a guest's memory and its emulator's
 PROGRAMS = ("qemu-storage-daemon", "nbdfuse", "mke2fs", "mkfs.xfs")
 
 
@@ -28,6 +33,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--inside", metavar="EXPRESSION", help="of the guests' scenarios, those named like this"
     )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One process for each processor, while there is memory for a guest in each (proc(5))."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    (available,) = (int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
+    return max(1, min(len(os.sched_getaffinity(0)), available // _TESTS))
 
 
 def pytest_configure() -> None:

@@ -160,7 +160,7 @@ def live() -> Iterator[Cluster]:
         yield found
 
 
-BENCHES = {"none": FilesBench, "sqlite": SqliteBench}
+BENCHES: dict[str, Callable[[Path], Bench]] = {"none": FilesBench, "sqlite": SqliteBench}
 claims = pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.__name__)
 
 

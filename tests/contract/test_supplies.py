@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +83,12 @@ class KnowsNothing(TapeShelf):
 
 
 class NamesNothing(TapeShelf):
-    def to_read(self, serial: str) -> AbstractContextManager[Loaded]:
+    @contextmanager
+    def to_read(self, serial: str) -> Iterator[Loaded]:
         if serial not in self.at_hand():
             raise MediumError("it is not there")
-        return super().to_read(serial)
+        with super().to_read(serial) as loaded:
+            yield loaded
 
 
 class OneAfterTheOther(TapeShelf):

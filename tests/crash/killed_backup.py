@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import shelf_config
+from tests.crash import shelf_config
 
 from splitmirror import config
 from splitmirror.backup import backup
@@ -24,15 +24,15 @@ def main() -> None:
     path, wanted, when = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     record, numbers = Journal.record, count(1)  # several threads record
 
-    def deadly(journal: Journal, kind: str, **facts: Any) -> None:
+    def deadly(self: Journal, kind: str, **facts: Any) -> None:
         now = next(numbers) == wanted
         if now and when == "before":
             os.kill(os.getpid(), signal.SIGKILL)
-        record(journal, kind, **facts)
+        record(self, kind, **facts)
         if now:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    Journal.record = deadly  # type: ignore[method-assign]
+    Journal.record = deadly
     backup(shelf_config.load(path) if "shelf" in sys.argv else config.load(path))
 
 

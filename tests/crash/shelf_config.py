@@ -30,10 +30,10 @@ class ShelfConfig(Config, frozen=True, kw_only=True):
         )
 
 
-def _supply_of(loaded: Config, catalog: Catalog) -> Supply:
-    if isinstance(loaded, ShelfConfig):
-        return loaded.open_supply()
-    return supplying.supply_of(loaded, catalog)
+def _supply_of(config: Config, catalog: Catalog) -> Supply:
+    if isinstance(config, ShelfConfig):
+        return config.open_supply()
+    return supplying.supply_of(config, catalog)
 
 
 backup.supply_of = _supply_of  # type: ignore[attr-defined]

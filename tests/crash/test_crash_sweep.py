@@ -37,6 +37,7 @@ DISKS = (
 MOST_RECORDS = 80
 PHASES = ("synchronize", "map", "quiesce", "discover", "prepare", "split", "check", "release",
           "backup", "cleanup")  # fmt: skip
+PROJECT = Path(__file__).parents[2]  # where `tests` can be imported
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +84,11 @@ def writes(subject: PostgreSQL | SQLite) -> None:
 
 def killed_at(number: int, when: str, path: Path) -> bool:
     """Run a backup that kills itself there; False when it ended before it came so far."""
-    program = Path(__file__).with_name("killed_backup.py")
-    argv = [sys.executable, str(program), str(path), str(number), when]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=120)
+    program = [sys.executable, "-m", "tests.crash.killed_backup"]
+    argv = [*program, str(path), str(number), when]
+    done = subprocess.run(
+        argv, cwd=PROJECT, capture_output=True, text=True, check=False, timeout=120
+    )
     if done.returncode == 0:
         return False
     assert done.returncode == -signal.SIGKILL, done.stderr

@@ -30,6 +30,7 @@ pytestmark = [pytest.mark.crash, pytest.mark.timeout(600)]
 DISKS = (Disk(name="data", fstype="ext4", size=96 << 20),)
 FILES = 14
 KINDS = ("plan", "writing", "volume full", "read", "catalogue", "written", "cleaned up")
+PROJECT = Path(__file__).parents[2]  # where `tests` can be imported
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +57,11 @@ def configured(lab: Lab, streams: int) -> ShelfConfig:
 
 
 def killed_at(lab: Lab, number: int, when: str) -> None:
-    program = Path(__file__).with_name("killed_backup.py")
-    argv = [sys.executable, str(program), str(lab.config_path), str(number), when, "shelf"]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=120)
+    program = [sys.executable, "-m", "tests.crash.killed_backup"]
+    argv = [*program, str(lab.config_path), str(number), when, "shelf"]
+    done = subprocess.run(
+        argv, cwd=PROJECT, capture_output=True, text=True, check=False, timeout=120
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr
 
 

@@ -144,8 +144,8 @@ def test_a_sparse_map_gives_back_its_ranges(gaps: Sequence[tuple[int, int]], tai
         end += hole + length
     packed = sparse.pack(ranges, end + tail)
     parser = sparse.MapParser()
-    blocks = [packed[at : at + pax.BLOCK] for at in range(0, len(packed), pax.BLOCK)]
-    assert [parser.feed(block) for block in blocks] == [False] * (len(blocks) - 1) + [True]
+    cut = [packed[at : at + pax.BLOCK] for at in range(0, len(packed), pax.BLOCK)]
+    assert [parser.feed(block) for block in cut] == [False] * (len(cut) - 1) + [True]
     assert parser.ranges(end + tail) == tuple(ranges)
 
 

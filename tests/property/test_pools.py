@@ -95,7 +95,7 @@ def test_what_is_young_enough_is_kept(pool: Pool, sets: list[Dated]) -> None:
             assert one.set_id not in gone
 
 
-PERIODS: dict[str, Callable[[datetime], object]] = {
+PERIODS: dict[str, Callable[[datetime], str]] = {
     "daily": lambda moment: moment.strftime("%F"),
     "weekly": lambda moment: moment.strftime("%G-%V"),
     "monthly": lambda moment: moment.strftime("%Y-%m"),

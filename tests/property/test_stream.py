@@ -35,6 +35,7 @@ from splitmirror.stream.windows import (
     LONG_WINDOW,
     MAX_GAP,
     MAX_READ,
+    Share,
     draft_windows,
     lay_out,
 )
@@ -250,6 +251,7 @@ def test_windows_hold_every_byte_once_in_order_and_never_too_much(
         for span, position in zip(draft.spans, positions, strict=True):
             assert position + span.length <= room
         for share in draft.shares:
+            assert isinstance(share, Share)
             if share.begins:
                 begun.append(share.look.item.entry)
             for span in draft.spans[share.first : share.last]:

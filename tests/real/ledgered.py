@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sqlite3
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
@@ -15,11 +14,9 @@ from splitmirror.catalog import Catalog
 from splitmirror.config import Config
 from splitmirror.demo.ledger import Verdict, acknowledged, judge
 from splitmirror.demo.subjects import entries
-from splitmirror.demo.writer import SCHEMA
+from splitmirror.demo.writer import COMMAND, SCHEMA
 from splitmirror.drill import drill
 from splitmirror.model import BackupSet
-
-WRITER = [sys.executable, "-m", "splitmirror.demo.writer"]
 
 
 def create(place: Path, name: str, filler: int = 0) -> Path:
@@ -45,7 +42,7 @@ def writing(path: Path, ledger: Path) -> AbstractContextManager[None]:
 @contextmanager
 def committing(kind: str, dsn: str, name: str, ledger: Path) -> Iterator[None]:
     """Transactions are committed, each noted in `ledger`, until the block is left."""
-    argv = [*WRITER, kind, dsn, name, str(ledger)]
+    argv = [*COMMAND, kind, dsn, name, str(ledger)]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
         assert writer.stdin is not None and writer.stdout is not None
         try:

@@ -76,7 +76,6 @@ def kill(pid: int) -> None:
 def remains(place: Path) -> list[str]:
     """Every loop device, mount and process that has to do with a directory."""
     found = [m.mountpoint for m in filesystems.mounts() if m.mountpoint.startswith(f"{place}/")]
-    backing = ""
     for device in Path("/sys/block").glob("loop*"):
         backing = (
             loop.backing(f"/dev/{device.name}") if Path(f"/dev/{device.name}").exists() else ""

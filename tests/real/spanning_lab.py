@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from tests.real.loopfs import LoopFs
 
@@ -20,7 +21,7 @@ from splitmirror.extents.scan import scan
 from splitmirror.extents.table import FileTable
 from splitmirror.extents.views import PrimaryView
 from splitmirror.journal import Journal
-from splitmirror.media import Capacity, Medium
+from splitmirror.media import Block, Capacity, Medium
 from splitmirror.media.supply import Supply
 from splitmirror.media.volume import TapeFile, VolumeReader
 from splitmirror.model import BackupSet, Check, Filesystem, Leg, Mode, Run, Tree
@@ -74,7 +75,7 @@ def content_at(folder: Path) -> Iterator[Content]:
     yield Content(
         leg=Leg(split_id="s", volumes={"v": (whole,)}),
         trees=(tree,),
-        plan=plan_parts(table, table.ordered(lambda name: name), PART),
+        plan=plan_parts(table, table.ordered(lambda name: (name,)), PART),
         copied=(redo,),
         files={**files, redo.name: beside.read_bytes()},
     )
@@ -160,7 +161,7 @@ class Scene:
             kept.close()
             supply.close()
 
-    def journalled(self, kind: str) -> list[dict[str, object]]:
+    def journalled(self, kind: str) -> list[dict[str, Any]]:
         return [one.facts for one in journal.read(self.directory) if one.kind == kind]
 
 
@@ -199,14 +200,14 @@ class Unsure:
     def __init__(self, inner: Medium, *, blind: bool = False) -> None:
         self._inner, self._blind = inner, blind
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
     @property
     def capacity(self) -> Capacity:
         return Capacity(total=None, left=None)
 
-    def write(self, blocks: Sequence[bytes]) -> bool:
+    def write(self, blocks: Sequence[Block]) -> bool:
         return self._inner.write(blocks) and not self._blind
 
 

@@ -177,8 +177,8 @@ def disturb(directory: Path, fstype: str) -> None:
     with (directory / "changed").open("r+b") as file:
         file.seek(100_000)
         file.write(os.urandom(50_000))
-    with (directory / "grown").open("ab") as file:
-        file.write(os.urandom(3_000_000))
+    with (directory / "grown").open("ab") as end:
+        end.write(os.urandom(3_000_000))
     os.truncate(directory / "truncated", 1234)
     subprocess.run(["fallocate", "-p", "-o", "65536", "-l", "65536", directory / "punched"],
                    check=True)  # fmt: skip

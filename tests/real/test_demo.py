@@ -16,6 +16,7 @@ import pytest
 from tests.real.loopfs import until
 
 from splitmirror import demo
+from splitmirror.backup import backup
 from splitmirror.config import Config
 from splitmirror.demo import Options, run_demo
 from splitmirror.demo.lab import leftovers
@@ -72,8 +73,6 @@ def test_nothing_is_lost_torn_different_or_left(place: Path, database: str, mode
 def test_a_set_that_is_older_than_the_ledger_is_seen_to_have_lost_transactions(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    backup = demo.backup
-
     def with_commits_behind_it(loaded: Config, *watch: Any) -> Any:
         made = backup(loaded, *watch)
         ledger, now_s = loaded.state.parent / "ledger", time.monotonic()

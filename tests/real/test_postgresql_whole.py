@@ -35,7 +35,7 @@ from splitmirror.demo.writer import SCHEMA, committer_postgresql
 from splitmirror.drill import drill
 from splitmirror.errors import DatabaseUnsuitable, HoldBroken, ProgramFailed
 from splitmirror.model import BackupSet, Mode
-from splitmirror.progress import silent
+from splitmirror.progress import Progress, silent
 from splitmirror.restore import restore
 from splitmirror.system import programs
 from splitmirror.testing.clusters import newest_programs
@@ -336,7 +336,7 @@ class Watched:
         with self.database.quiesce(mode, deadline_s) as hold:
             self.within()
             self.stop_s = time.monotonic()
-            yield _WatchedHold(hold, self) if mode is Mode.HOT else hold  # type: ignore[misc]
+            yield _WatchedHold(hold, self) if mode is Mode.HOT else hold
 
 
 class _WatchedHold:
@@ -462,8 +462,8 @@ def test_the_set_holds_no_lock_file_and_keeps_emptied_directories(taken: Taken) 
         assert b"data/" + emptied in names
         assert not {name for name in names if name.startswith(b"data/%s/" % emptied)}
     outside = {os.fsdecode(name) for name in names if name.startswith(b"outside/")}
-    files = ("postgresql.conf", "pg_hba.conf", "pg_ident.conf", "site.conf", "keepers")
-    files += ("start.conf", "environment")
+    files = ["postgresql.conf", "pg_hba.conf", "pg_ident.conf", "site.conf", "keepers"]
+    files += ["start.conf", "environment"]
     assert {f"outside{taken.live.etc}/{name}" for name in files} <= outside
     assert {f"outside{path}" for path in (taken.live.key, taken.live.certificate)} <= outside
     assert (b"data/backup_label" in names) == (taken.made.mode is Mode.HOT)
@@ -658,7 +658,7 @@ def test_an_in_place_restore_that_is_cut_off_leaves_no_cluster_that_starts(live:
     live.do("UPDATE kept SET note = 'newer' WHERE id = 1")
     live.stop()
 
-    def restored(progress: Callable[[int, int], None] = silent) -> None:
+    def restored(progress: Progress = silent) -> None:
         with Catalog.open(loaded.catalog_path) as catalog:
             restore(
                 loaded.open_supply(), catalog, made.set_id, (), None,

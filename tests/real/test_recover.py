@@ -24,6 +24,7 @@ from splitmirror.demo.lab import Disk, Lab, configuration, lab_at
 from splitmirror.errors import Busy, CatalogError, JournalDamaged, LegError, WrongMedium
 from splitmirror.guard import wait_for_guards
 from splitmirror.media import supply
+from splitmirror.media.volume import open_for_append
 from splitmirror.recover import recover, release
 from splitmirror.run import Run, unfinished
 from splitmirror.verify import verify
@@ -180,14 +181,12 @@ def test_giving_up_throws_a_trusted_split_away(lab: Lab, loaded: Config) -> None
 def test_a_leg_that_was_given_back_meanwhile_makes_the_set_void(
     lab: Lab, loaded: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened = supply.open_for_append
-
     def after_a_resync(*arguments: Any, **more: Any) -> Any:
         with closing(loaded.open_mirror()) as mirror:
             parted = mirror.state().split_id
             assert parted is not None
             mirror.rejoin(parted)
-        return opened(*arguments, **more)
+        return open_for_append(*arguments, **more)
 
     monkeypatch.setattr(supply, "open_for_append", after_a_resync)
     with pytest.raises(LegError, match="given back"):

@@ -257,7 +257,7 @@ def test_what_was_only_prepared_is_gone_with_its_process(images: Images) -> None
         "for clone in mirror._prepared.clones: clone.make()\n"
         "print('cloned', flush=True); os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    argv = [sys.executable, "-c", code, msgspec.json.encode(images.settings)]
+    argv = [sys.executable, "-c", code, msgspec.json.encode(images.settings).decode()]
     done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stdout) == (-signal.SIGKILL, "cloned\n"), done.stderr
     assert images.legs() == []

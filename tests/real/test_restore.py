@@ -20,7 +20,7 @@ from splitmirror.catalog import Catalog
 from splitmirror.databases import Database, Keep, Layout
 from splitmirror.databases import postgresql as postgresql_driver
 from splitmirror.databases import sqlite as sqlite_driver
-from splitmirror.drill import drill
+from splitmirror.drill import DrillReport, drill
 from splitmirror.errors import Busy, NoRoom, VerifyFailed
 from splitmirror.media.supply import OneVolume
 from splitmirror.media.virtualtape import Settings, VirtualTape, open_medium
@@ -39,7 +39,9 @@ CAPABILITY = struct.pack("<IIIII", 0x02000001, 1 << 10, 0, 0, 0)
 
 @pytest.fixture
 def tape(tmp_path: Path) -> VirtualTape:
-    return open_medium(Settings(path=str(tmp_path / "volume.tap")))
+    made = open_medium(Settings(path=str(tmp_path / "volume.tap")))
+    assert isinstance(made, VirtualTape)
+    return made
 
 
 @pytest.fixture
@@ -310,7 +312,9 @@ def test_sqlite_files_come_back_in_place_without_their_stale_siblings_and_pass_a
     connection.close()
     database = sqlite_driver.open_database(sqlite_driver.Settings(paths=[str(path)]))
     made = recorded(catalog, write_layout(tape, database, database.layout()))
-    report = drill(OneVolume(tape), catalog, made.set_id, database, scratch=tmp_path)
+    report: DrillReport[None] = drill(
+        OneVolume(tape), catalog, made.set_id, database, scratch=tmp_path
+    )
     report.require_passed()
     assert path.exists() and (tmp_path / "srv").is_dir()
     path.write_bytes(b"")

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import pairwise, permutations
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.real.spanning_lab import (
@@ -33,7 +34,8 @@ from tests.real.spanning_lab import (
 
 from splitmirror import journal
 from splitmirror.catalog import Catalog
-from splitmirror.catalog.rebuild import WARNING, record_sets
+from splitmirror.catalog.rebuild import record_sets
+from splitmirror.catalog.volumes import WARNING
 from splitmirror.errors import (
     EndOfMedium,
     MediumError,
@@ -410,11 +412,15 @@ def test_a_missing_volume_is_named_before_anything_is_written(
     with pytest.raises(NoSuchVolume, match="volume SM0002"):
         restore(shelf, catalog, scene.set_id, (), tmp_path / "target")
     assert not (tmp_path / "target").exists()
+    first = {
+        part.number
+        for part in catalog.parts(scene.set_id)
+        if part.position is not None and part.position.volume == "SM0001"
+    }
     one = next(
         found
         for found in catalog.members(scene.set_id)
-        if catalog.parts(scene.set_id)[found.part - 1].position.volume == "SM0001"
-        and found.record.stored == 700
+        if found.part in first and found.record.stored == 700
     )
     restore(shelf, catalog, scene.set_id, [one.name], tmp_path / "one")  # it is not asked for
 
@@ -670,16 +676,16 @@ def killed_at(scene: Scene, shelf: TapeShelf, number: int, *, after: bool) -> bo
         return code != 0
     record, numbers = journal.Journal.record, itertools.count(1)  # each stream's thread records
 
-    def deadly(kept: journal.Journal, kind: str, **facts: object) -> None:
+    def deadly(self: journal.Journal, kind: str, **facts: Any) -> None:
         now = next(numbers) == number
         if now and not after:
             os.kill(os.getpid(), signal.SIGKILL)
-        record(kept, kind, **facts)
+        record(self, kind, **facts)
         if now:
             os.kill(os.getpid(), signal.SIGKILL)
 
     try:
-        journal.Journal.record = deadly  # type: ignore[method-assign]
+        journal.Journal.record = deadly
         scene.write(shelf)
     except BaseException:
         traceback.print_exc()

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.real.loopfs import FSTYPES, LoopFs, loop_filesystems
@@ -256,8 +257,12 @@ def test_a_renamed_directory_costs_what_is_in_it_and_its_neighbours_nothing(
             assert told.names == {(0, b"set/moves"), (0, b"set/moved")}
             assert told.folders == {(0, b"set")}
             plain = os.open
-            monkeypatch.setattr(os, "open", lambda path, *a, **k: (
-                opened.append(path), plain(path, *a, **k))[1])  # fmt: skip
+
+            def noted(path: bytes, *a: Any, **k: Any) -> int:
+                opened.append(path)
+                return plain(path, *a, **k)
+
+            monkeypatch.setattr(os, "open", noted)
             patch = renew(PrimaryView(trees, live=False), trees, keep_all, early, told)
             monkeypatch.undo()
 
@@ -282,9 +287,13 @@ def test_mmap_into_a_hole_and_relocation_are_not_told(disk: LoopFs) -> None:
     for name in ("mapped", "moved"):
         (root / name).write_bytes(os.urandom(16 * BLOCK))
     os.truncate(root / "mapped", 64 * BLOCK)
-    with_fd(root / "moved", lambda fd: [
-        (os.pwrite(fd, os.urandom(BLOCK), at * BLOCK), os.fsync(fd)) for at in range(30, 0, -2)
-    ])  # fmt: skip
+
+    def scatter(fd: int) -> None:
+        for at in range(30, 0, -2):
+            os.pwrite(fd, os.urandom(BLOCK), at * BLOCK)
+            os.fsync(fd)
+
+    with_fd(root / "moved", scatter)
     filesystems.flush(disk.mountpoint)
     trees = trees_of(disk, root)
     before = maps(trees)

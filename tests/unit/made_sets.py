@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from splitmirror.archive.manifest import MemberRecord, PartRecord, member_line
 from splitmirror.archive.part import PartWriter
@@ -37,7 +38,7 @@ def attributes(kind: Kind = Kind.FILE, **changed: object) -> Attributes:
     return Attributes(**(values | changed))  # type: ignore[arg-type]
 
 
-def file(name: bytes, content: bytes = b"", **changed: object) -> Member:
+def file(name: bytes, content: bytes = b"", **changed: Any) -> Member:
     return Member(
         name=name,
         attributes=attributes(size=len(content), **changed),

@@ -184,7 +184,7 @@ def test_members_come_back_with_attributes_ranges_and_bytes() -> None:
     medium = volume()
     write(medium, some_members())
     originals = some_members()
-    found = []
+    found: list[bytes] = []
     for got in read_members(medium.read):
         original = originals[len(found)]
         expected = b"".join(map(bytes, original.chunks))
@@ -492,15 +492,15 @@ def test_a_stretch_of_ordinary_files_is_written_as_its_members_would_be_one_by_o
     """Byte for byte, the manifest included: the quick way must not be another format."""
     label = ((b"security.selinux", b"system_u:object_r:x_t:s0\0"),)
     files = [
-        PlainFile(b"data/a", 0o600, 26, 26, 1_700_000_000_123_456_789, (), "", b"x" * 700),
-        PlainFile(b"data/b", 0o600, 26, 26, 1_700_000_001_000_000_000, (), "shop.orders", b""),
-        PlainFile(b"data/c", 0o4755, 1 << 22, 26, -5, (), "", b"y" * 512),
-        PlainFile(b"data/d", 0o600, 26, 1 << 30, 1, label, "", b"z"),
-        PlainFile("data/\u00e9".encode(), 0o600, 0, 0, 1_700_000_002_000_000_001, (), "", b"q" * 9),
-        PlainFile(b"data/\xff", 0o600, 0, 0, 1_700_000_002_000_000_001, (), "", b"q" * 9),
-        PlainFile(b"d/" * 60 + b"e", 0o600, 0, 0, 1_700_000_002_000_000_001, (), "", b"q" * 9),
-        PlainFile(b"data/f", 0o600, 0, 0, 1_700_000_002_000_000_001, (), "", b"w" * 300_000),
-        PlainFile(b"data/g", 0o600, 0, 0, 1_700_000_002_000_000_001, (), "", b"w" * 70_000),
+        plain(b"data/a", 0o600, 26, 26, 1_700_000_000_123_456_789, (), "", b"x" * 700),
+        plain(b"data/b", 0o600, 26, 26, 1_700_000_001_000_000_000, (), "shop.orders", b""),
+        plain(b"data/c", 0o4755, 1 << 22, 26, -5, (), "", b"y" * 512),
+        plain(b"data/d", 0o600, 26, 1 << 30, 1, label, "", b"z"),
+        plain("data/\u00e9".encode(), 0o600, 0, 0, 1_700_000_002_000_000_001, (), "", b"q" * 9),
+        plain(b"data/\xff", 0o600, 0, 0, 1_700_000_002_000_000_001, (), "", b"q" * 9),
+        plain(b"d/" * 60 + b"e", 0o600, 0, 0, 1_700_000_002_000_000_001, (), "", b"q" * 9),
+        plain(b"data/f", 0o600, 0, 0, 1_700_000_002_000_000_001, (), "", b"w" * 300_000),
+        plain(b"data/g", 0o600, 0, 0, 1_700_000_002_000_000_001, (), "", b"w" * 70_000),
     ]
     quick, slow = volume(), volume()
     texts = []
@@ -508,13 +508,26 @@ def test_a_stretch_of_ordinary_files_is_written_as_its_members_would_be_one_by_o
         lines = io.BytesIO()
         part = PartWriter(medium.write, lines, number=3, set_id="S1", block_size=BLOCK_SIZE)
         if together:
-            part.add_plain([file._replace(data=memoryview(file.data)) for file in files])
+            part.add_plain(files)
         else:
             for file in files:
                 part.add(member_of_plain(file))
         texts.append((lines.getvalue(), part.length, part.stored))
     assert texts[0] == texts[1]
     assert quick.cartridge.objects == slow.cartridge.objects
+
+
+def plain(
+    name: bytes,
+    mode: int,
+    uid: int,
+    gid: int,
+    mtime_ns: int,
+    xattrs: tuple[tuple[bytes, bytes], ...],
+    title: str,
+    data: bytes,
+) -> PlainFile:
+    return PlainFile(name, mode, uid, gid, mtime_ns, xattrs, title, memoryview(data))
 
 
 def member_of_plain(file: PlainFile) -> Member:
@@ -532,7 +545,7 @@ def member_of_plain(file: PlainFile) -> Member:
         ),
         size=size,
         ranges=((0, size),) if size else (),
-        chunks=[memoryview(file.data)],
+        chunks=[file.data],
         title=file.title,
     )
 

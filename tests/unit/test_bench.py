@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,12 @@ def test_the_sides_take_turns_in_going_first() -> None:
 
 def test_a_side_with_fewer_rounds_leaves_the_others_alone() -> None:
     order: list[str] = []
-    sides = {name: lambda name=name: order.append(name) or name for name in "abc"}
+
+    def side(name: str) -> str:
+        order.append(name)
+        return name
+
+    sides = {name: partial(side, name) for name in "abc"}
     found = take_turns(sides, {"a": 3, "b": 3, "c": 1})
     assert "".join(order) == "abcbaab"
     assert [len(found[name]) for name in "abc"] == [3, 3, 1]

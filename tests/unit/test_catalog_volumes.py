@@ -178,7 +178,7 @@ def test_sets_are_told_with_their_volumes_for_retention(catalog: Catalog) -> Non
     one, other = sorted(catalog.dated(), key=lambda found: found.set_id, reverse=True)
     assert (one.source, one.complete, one.started) == ("orders", True, STARTED)
     assert one.volumes == {"SM0001", "SM0002"}
-    assert (other.source, other.complete, other.volumes) == (None, False, set())
+    assert (other.source, other.complete, other.volumes) == (None, False, frozenset())
 
 
 # --- writing one anew

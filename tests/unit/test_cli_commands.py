@@ -47,7 +47,8 @@ def test_the_version_imports_no_library_of_a_recipe() -> None:
 
 
 def test_every_command_has_help() -> None:
-    from splitmirror.cli.app import app, catalog_app, media_app, mirror_app
+    from splitmirror.cli.app import app, catalog_app, mirror_app
+    from splitmirror.cli.media import media_app
 
     for each in (app, catalog_app, media_app, mirror_app):
         for registered in each.registered_commands:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from splitmirror import config
-from splitmirror.drivers import drivers
+from splitmirror.drivers import Seam, drivers
 from splitmirror.errors import ConfigError
 from splitmirror.media.changer import SlotKind
 from splitmirror.media.pools import Pool
@@ -128,7 +128,7 @@ def test_every_seam_knows_its_drivers_by_the_files_in_its_folder() -> None:
     ],
 )
 def test_a_driver_for_tests_is_neither_taken_from_a_file_nor_offered(
-    tmp_path: Path, seam: config.Seam, right: str, test_only: str
+    tmp_path: Path, seam: Seam, right: str, test_only: str
 ) -> None:
     with pytest.raises(ConfigError, match="'memory' is not known") as caught:
         load(tmp_path, GOOD.replace(f"driver = {right}", f"driver = {test_only}"))

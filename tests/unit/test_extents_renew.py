@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
@@ -262,7 +263,7 @@ def test_what_is_looked_at_depends_on_what_changed_not_on_how_much_there_is(
         with monkeypatch.context() as patched:
             for what in ("open", "stat", "fstat", "scandir"):
                 patched.setattr(os, what, counted(what, getattr(os, what)))
-            patched.setattr(fiemap, "ioctl", counted("maps", fiemap.ioctl))
+            patched.setattr(fiemap, "ioctl", counted("maps", fcntl.ioctl))
             told = Changed(frozenset([(0, b"t/3/3"), (0, b"t/5/new")]), frozenset([(0, b"t/5")]))
             patch = renew(view, story.trees, keep_all, story.early, told)
             check_changed(patch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
 from collections.abc import Callable
@@ -289,7 +290,7 @@ def test_a_file_costs_four_system_calls_and_one_question_whether_it_is_wanted(
         with monkeypatch.context() as patched:
             for what in ("open", "fstat", "stat", "close", "listxattr"):
                 patched.setattr(os, what, counted(what, getattr(os, what)))
-            patched.setattr(fiemap, "ioctl", counted("map", fiemap.ioctl))
+            patched.setattr(fiemap, "ioctl", counted("map", fcntl.ioctl))
             view = PrimaryView(trees)
             table = scan(view, trees, keep, progress=lambda *how: told.append(how))
         assert told[-1] == (len(table), len(table)) == (202, 202)

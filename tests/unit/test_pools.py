@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 
 import pytest
 
@@ -102,8 +103,9 @@ def test_a_set_that_was_cut_off_and_does_not_say_of_what_waits_for_every_source(
 @pytest.mark.parametrize("rule", ["keep_sets", "keep_days", "daily", "weekly", "monthly", "yearly"])
 @pytest.mark.parametrize("value", [-1, 36_501])
 def test_a_rule_out_of_range_is_named(rule: str, value: int) -> None:
+    rules: dict[str, Any] = {rule: value}
     with pytest.raises(ConfigError, match=f"{rule} is {value}"):
-        Pool(**{rule: value})
+        Pool(**rules)
 
 
 # --- volumes

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.unit import made_sets
@@ -48,7 +49,7 @@ def a_volume(serial: str) -> Memory:
     return medium
 
 
-def a_set(medium: Memory, set_id: str, nights_ago: int, **changed: object) -> Made:
+def a_set(medium: Memory, set_id: str, nights_ago: int, **changed: Any) -> Made:
     """A set of two parts, appended to the volume."""
     content = set_id.encode() * 50
     parts = [[file(b"data/a", content)], [file(b"data/b", content)]]

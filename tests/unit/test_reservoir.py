@@ -12,6 +12,7 @@ from splitmirror.errors import EndOfMedium
 from splitmirror.media import Block, Pace
 from splitmirror.stream import reservoir
 from splitmirror.stream.reservoir import Reservoir, size_for
+from splitmirror.system import memory
 
 BLOCK = 512
 SLOTS = 10
@@ -196,4 +197,4 @@ def test_its_size_is_seconds_of_the_drives_rate_and_bounded_by_memory(
 
 
 def test_the_kernel_says_how_much_memory_there_is() -> None:
-    assert 1 << 20 < reservoir.available() < 1 << 50
+    assert 1 << 20 < memory.available() < 1 << 50

@@ -8,6 +8,7 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.unit.made_sets import TIME_NS, attributes
@@ -37,7 +38,7 @@ def placer(target: Path) -> Iterator[Placer]:
         yield placer
 
 
-def put(placer: Placer, name: bytes, content: bytes, **changed: object) -> None:
+def put(placer: Placer, name: bytes, content: bytes, **changed: Any) -> None:
     new = placer.file(name)
     try:
         new.write(0, memoryview(content))

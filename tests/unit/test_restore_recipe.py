@@ -27,11 +27,12 @@ from tests.unit.made_sets import (
 )
 
 from splitmirror.archive import clearing
+from splitmirror.archive.ground import Anchor
 from splitmirror.archive.incomplete import INCOMPLETE
 from splitmirror.catalog import Catalog
 from splitmirror.databases import CopyReport, RunningCopy
 from splitmirror.databases.none import Files
-from splitmirror.drill import drill
+from splitmirror.drill import DrillReport, drill
 from splitmirror.errors import (
     Busy,
     CatalogError,
@@ -49,7 +50,7 @@ from splitmirror.errors import (
 from splitmirror.media.memory import Memory
 from splitmirror.media.supply import OneVolume
 from splitmirror.model import Kind
-from splitmirror.restore import restore
+from splitmirror.restore import RestoreReport, restore
 from splitmirror.verify import verify
 
 ROOT = os.geteuid() == 0
@@ -71,9 +72,15 @@ def recorded(catalog: Catalog, made: Made) -> Made:
     return made
 
 
+def report_of(failed: VerifyFailed) -> RestoreReport:
+    report = failed.facts["report"]
+    assert isinstance(report, RestoreReport)
+    return report
+
+
 def look(root: Path) -> dict[bytes, tuple[object, ...]]:
     """Everything that tells one tree from another."""
-    found = {}
+    found: dict[bytes, tuple[object, ...]] = {}
     paths = [os.fsencode(root)]
     for path, directories, files in os.walk(os.fsencode(root)):
         paths += [os.path.join(path, base) for base in (*directories, *files)]
@@ -243,7 +250,7 @@ def test_a_missing_or_damaged_piece_leaves_no_file(
     damage(drive, b"otherother")
     with pytest.raises(VerifyFailed) as caught:
         restore(OneVolume(drive), catalog, made.set_id, (), tmp_path / "target")
-    assert [bad.name for bad in caught.value.facts["report"].mismatches] == [b"data/big"]
+    assert [bad.name for bad in report_of(caught.value).mismatches] == [b"data/big"]
     assert [path.name for path in (tmp_path / "target/data").iterdir()] == ["x"]
 
 
@@ -399,7 +406,7 @@ def test_a_damaged_header_costs_its_own_member_only(
     damage(drive, b"data/name4")
     with pytest.raises(VerifyFailed) as caught:
         restore(OneVolume(drive), catalog, made.set_id, (), tmp_path / "target")
-    assert [bad.name for bad in caught.value.facts["report"].mismatches] == [b"data/name4"]
+    assert [bad.name for bad in report_of(caught.value).mismatches] == [b"data/name4"]
     assert len(list((tmp_path / "target/data").iterdir())) == 8
 
 
@@ -636,8 +643,8 @@ def test_clearing_never_enters_the_place_of_another_tree_nor_follows_a_link(
     (outer / "a/way").symlink_to(elsewhere)
     (outer / "a/stale").mkdir()
     anchors = [
-        clearing.Anchor.at(b"outer", os.fsencode(outer)),
-        clearing.Anchor.at(b"inner", os.fsencode(inner)),
+        Anchor.at(b"outer", os.fsencode(outer)),
+        Anchor.at(b"inner", os.fsencode(inner)),
     ]
     kinds = {b"outer": Kind.DIRECTORY, b"outer/a": Kind.DIRECTORY}
     assert clearing.clear(anchors, kinds.get) == 2
@@ -804,7 +811,9 @@ def test_a_drill_that_fails_leaves_nothing_either(
             drill(OneVolume(drive), catalog, drilled.set_id, database, scratch=scratch)
         assert list(scratch.iterdir()) == []
     database.fails, database.problems = None, ("index is torn",)
-    report = drill(OneVolume(drive), catalog, drilled.set_id, database, scratch=scratch)
+    report: DrillReport[None] = drill(
+        OneVolume(drive), catalog, drilled.set_id, database, scratch=scratch
+    )
     with pytest.raises(CopyFailed, match="torn"):
         report.require_passed()
     assert list(scratch.iterdir()) == []

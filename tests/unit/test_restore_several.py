@@ -32,7 +32,7 @@ from splitmirror.media.memory import Cartridge, Memory
 from splitmirror.media.supply import Loaded
 from splitmirror.media.walking import VolumeReader
 from splitmirror.model import Kind
-from splitmirror.restore import restore
+from splitmirror.restore import RestoreReport, restore
 from splitmirror.stream.member import Member
 from splitmirror.testing.faulty_media import Fault, FaultKind, FaultyMedium
 from splitmirror.verify import verify
@@ -63,6 +63,9 @@ class Shelf:
         yield medium, VolumeReader(medium)
         medium.unload()
         self._there -= 1
+
+    def close(self) -> None:
+        pass  # each drive is let go when it was read
 
 
 def spread(
@@ -218,6 +221,7 @@ def test_damage_on_one_volume_costs_what_lies_there_and_nothing_else(
     with pytest.raises(VerifyFailed, match="data/large") as caught:
         restore(shelf, catalog, made.set_id, (), tmp_path / "target")
     report = caught.value.facts["report"]
+    assert isinstance(report, RestoreReport)
     assert {bad.name for bad in report.mismatches} == {b"data/large"}
     names = sorted(path.name for path in (tmp_path / "target/data").iterdir())
     assert names == ["a", "b", "c"]

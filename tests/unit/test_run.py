@@ -9,6 +9,7 @@ import sys
 import threading
 from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -102,8 +103,8 @@ class AnHourAgo(datetime):
     """The clock on the wall as it was."""
 
     @classmethod
-    def now(cls, tz: tzinfo | None = None) -> datetime:
-        return datetime.now(tz) - timedelta(hours=1)
+    def now(cls, tz: tzinfo | None = None) -> Self:
+        return super().now(tz) - timedelta(hours=1)
 
 
 def test_a_run_that_is_taken_up_again_keeps_its_clock_and_its_phases(tmp_path: Path) -> None:

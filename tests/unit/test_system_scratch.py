@@ -7,12 +7,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from splitmirror.errors import SplitmirrorError
-from splitmirror.system import scratch as module
 from splitmirror.system.scratch import scratch, sweep
 
 MAKES_ONE = """
@@ -76,7 +76,7 @@ def test_another_users_directory_is_let_be(tmp_path: Path) -> None:
 def test_one_that_is_swept_before_it_is_locked_is_made_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = []
+    made: list[Path] = []
 
     def mkdtemp(prefix: str, dir: Path) -> str:
         made.append(dir / f"{prefix}{len(made)}")
@@ -85,7 +85,7 @@ def test_one_that_is_swept_before_it_is_locked_is_made_anew(
             assert sweep([tmp_path]) == made
         return str(made[-1])
 
-    monkeypatch.setattr(module.tempfile, "mkdtemp", mkdtemp)
+    monkeypatch.setattr(tempfile, "mkdtemp", mkdtemp)
     with scratch(tmp_path) as directory:
         assert [directory] == made[1:]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -317,7 +318,7 @@ def test_a_filemark_in_a_labels_place_with_something_behind_it_is_damage(medium:
 
 
 def test_a_drive_with_fixed_blocks_gets_padded_labels(medium: Memory) -> None:
-    medium.limits = Limits(smallest=BLOCK, largest=BLOCK, fixed=BLOCK)  # type: ignore[misc]
+    medium.limits = Limits(smallest=BLOCK, largest=BLOCK, fixed=BLOCK)
     with_sets(medium, "set-1")
     assert {len(found) for found in medium.cartridge.objects if found is not None} == {BLOCK}
     layout = FormatLabel.parse(medium.cartridge.objects[2] or b"")
@@ -581,7 +582,7 @@ def test_a_fresh_tape_holds_nothing_but_the_label_and_its_end(tmp_path: Path) ->
         {"path": "/volume.tap", "capacity": "many"},
     ],
 )
-def test_settings_that_cannot_work_are_refused(settings: dict[str, str]) -> None:
+def test_settings_that_cannot_work_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError) as caught:
         Settings(**settings)
     assert caught.value.hint

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.unit import made_sets
@@ -33,7 +34,7 @@ def catalog(tmp_path: Path) -> Iterator[Catalog]:
         yield catalog
 
 
-def a_set(medium: Memory, set_id: str, nights_ago: int = 1, **changed: object) -> Made:
+def a_set(medium: Memory, set_id: str, nights_ago: int = 1, **changed: Any) -> Made:
     """A set of two parts, appended to the volume."""
     content = set_id.encode() * 50
     parts = [[file(b"data/a", content)], [file(b"data/b", content[::-1])]]

@@ -1,9 +1,9 @@
 """The guest tier: one guest a module, its disks declared in the module as `DISKS`; `inside` runs
-files of inside/ in it. docs/testing.md has an example."""
+files of inside/ in it. The module that takes longest (`TAKES_S`) comes first, so that processes
+side by side end together. docs/testing.md has an example."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,24 +13,22 @@ from tests.vm import image as images
 from tests.vm.guest import Guest
 from tests.vm.image import Image
 from tests.vm.scenarios import Ran, Scenarios
-from tests.vm.tier import TIER, Tier, account, plan
+from tests.vm.tier import TIER, why_not
 
 collect_ignore = ["inside"]  # the guest's
 
-SKIP_VARIABLE = "SKIP_VM"
 Inside = Callable[..., Ran]
 
 _HERE = Path(__file__).parent
-_TEST_TIMEOUT_S = 900  # pytest's own limit is for tests that boot and build nothing
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.stash[TIER] = Tier()
+# pytest's own limit is for tests that boot and build nothing. An idle machine needs five minutes.
+_TEST_TIMEOUT_S = 2400
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     ours = [item for item in items if item.path.is_relative_to(_HERE)]
-    reason = _why_not() if ours else ""
+    ours.sort(key=_takes_s, reverse=True)
+    items[:] = ours + [item for item in items if not item.path.is_relative_to(_HERE)]
+    reason = why_not() if ours else ""
     for item in ours:
         item.add_marker(pytest.mark.vm)
         if item.get_closest_marker("timeout") is None:
@@ -39,25 +37,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
-def _why_not() -> str:
-    if os.environ.get(SKIP_VARIABLE, "0") not in ("", "0"):
-        return f"{SKIP_VARIABLE} is set"
-    lacks = images.missing()
-    return f"the guest tier needs {', '.join(lacks)}" if lacks else ""
-
-
-def pytest_report_collectionfinish(items: list[pytest.Item]) -> str:
-    return plan(items)
-
-
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
-    tier = config.stash[TIER]
-    if tier.boots_s:
-        terminalreporter.section("guest tier")
-        for line in account(tier):
-            terminalreporter.line(line)
+def _takes_s(item: pytest.Item) -> float:
+    assert isinstance(item, pytest.Function)
+    return float(getattr(item.module, "TAKES_S", 0))
 
 
 @pytest.fixture(scope="session")
@@ -84,8 +66,7 @@ def guest(image: Image, request: pytest.FixtureRequest) -> Iterator[Guest]:
 
 
 @pytest.fixture
-def inside(guest: Guest, request: pytest.FixtureRequest) -> Inside:
+def inside(guest: Guest, pytestconfig: pytest.Config, subtests: pytest.Subtests) -> Inside:
     """Runs files of inside/ in the module's guest: see Scenarios.run."""
-    assert isinstance(request.node, pytest.Item)
-    select = request.config.getoption("--inside")
-    return Scenarios(guest, request.node, select, request.config.stash[TIER].ran).run
+    select = pytestconfig.getoption("--inside")
+    return Scenarios(guest, pytestconfig, subtests, select, pytestconfig.stash[TIER].ran).run

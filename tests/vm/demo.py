@@ -65,7 +65,7 @@ def main(words: Sequence[str]) -> int:
         return in_guest(words, "as asked")
     if missing:
         return in_guest(words, f"this host lacks {', '.join(missing)}")
-    here = [PROJECT / ".venv" / "bin" / "splitmirror", "demo", *words]
+    here = [str(PROJECT / ".venv" / "bin" / "splitmirror"), "demo", *words]
     return subprocess.run(here, check=False).returncode
 
 

@@ -50,6 +50,12 @@ jit = off
 # Debian's own file says nothing but defaults. Without dmeventd there is nobody to monitor.
 LVM_CONF = "activation {\n    monitoring = 0\n}\n"
 
+# Debian's rule looks for volume groups to activate at each change of a loop device; a group on loop
+# devices is activated by who makes it.
+UDEV_RULES = """\
+KERNEL=="loop[0-9]*", ENV{ID_FS_TYPE}=="LVM2_member", ENV{LVM_LOOP_PV_ACTIVATED}="1"
+"""
+
 # As an editable installation has it; the project is unpacked to /project at each boot.
 PROJECT = "/project"
 COMMAND = """#!/usr/bin/python3
@@ -178,6 +184,7 @@ def _files(root: Path) -> None:
     _write(root / "sbin/guest-init", _INIT.read_text(), executable=True)
     _write(root / "usr/local/bin/splitmirror", COMMAND, executable=True)
     _write(root / "etc/lvm/lvm.conf", LVM_CONF)
+    _write(root / "etc/udev/rules.d/68-loop.rules", UDEV_RULES)
     _write(root / "etc/hosts", "127.0.0.1 localhost guest\n")
     with (root / CLUSTER.lstrip("/") / "postgresql.conf").open("a") as settings:
         settings.write(CLUSTER_SETTINGS)

@@ -1,7 +1,7 @@
 """Running the pytest files of `inside/` in a guest, and telling the host's pytest what happened.
 
-Each test of the guest is reported here by its own name, as if it had run here: it is counted,
-shown under -v, listed when it fails with the guest's own traceback, and timed.
+Each test of the guest is a subtest here, by its own name: counted, shown under -v, and listed when
+it fails with the guest's own traceback.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from _pytest.capture import CaptureManager
 from tests.vm.guest import Guest, GuestDied
 
 FOLDER = "tests/vm/inside"
 
 _SETTINGS = f"/project/{FOLDER}/pytest.ini"
 _NOTHING_SELECTED = 5  # pytest's exit status
+_LONGEST_S = 2000.0  # minutes on an idle machine; below the calling test's own limit
+_SLOWEST, _SLOW_S = 3, 10.0  # how many are told of how long they took, if longer than that
 _TAIL = 3000  # characters of what the guest's pytest said beside its reports
 
 
@@ -31,6 +32,7 @@ class Ran:
     failed: list[str] = field(default_factory=list)
     skipped: int = 0
     figures: dict[str, dict[str, Any]] = field(default_factory=dict)  # by test: record_property
+    slowest: dict[str, float] = field(default_factory=dict)  # seconds by test, of the slowest few
     took_s: float = 0.0
 
     def __str__(self) -> str:
@@ -42,20 +44,26 @@ class Scenarios:
     """Runs scenario files in a guest for one test of the host; `course` gets how each call went."""
 
     def __init__(
-        self, guest: Guest, item: pytest.Item, select: str | None, course: list[Ran]
+        self,
+        guest: Guest,
+        config: pytest.Config,
+        subtests: pytest.Subtests,
+        select: str | None,
+        course: list[Ran],
     ) -> None:
         self._guest = guest
-        self._item = item
+        self._config = config
+        self._subtests = subtests
         self._course = course
         self._select = select
 
-    def run(self, *files: str, timeout_s: float = 480) -> Ran:
+    def run(self, *files: str, timeout_s: float = _LONGEST_S) -> Ran:
         """Run files of `inside/` (or single tests: `test_x.py::test_y`) in the guest.
 
         Fails the calling test, after all have run, when one failed, none was found, or the guest
         died; the message says which was running.
         """
-        reader = _Reader(self._item, Ran(files=files))
+        reader = _Reader(self._config, self._subtests, Ran(files=files))
         self._course.append(reader.ran)
         started = time.monotonic()
         words = bytearray()
@@ -98,13 +106,15 @@ class Scenarios:
 
 
 class _Reader:
-    """Turns the guest's lines into reports of this pytest."""
+    """Turns the guest's lines into subtests."""
 
-    def __init__(self, item: pytest.Item, ran: Ran) -> None:
+    def __init__(self, config: pytest.Config, subtests: pytest.Subtests, ran: Ran) -> None:
         self.ran = ran
         self.running = ""
         self.not_collected: list[str] = []
-        self._item = item
+        self._config = config
+        self._subtests = subtests
+        self._of_test: list[pytest.TestReport] = []  # its set-up, call and teardown
         self._rest = b""
 
     def feed(self, data: bytes) -> None:
@@ -115,33 +125,44 @@ class _Reader:
     def _take(self, kind: str, value: Any) -> None:
         if kind == "not collected":
             self.not_collected.append(value)
-        elif kind == "collected":
-            self._item.session.testscollected += value  # the line's percentage counts them
         elif kind == "started":
             self.running = value
         elif kind == "report":
-            self._report(value)
+            hook = self._config.hook.pytest_report_from_serializable
+            self._of_test.append(hook(config=self._config, data=value))
+            if self._of_test[-1].when == "teardown":
+                self._end(self._of_test)
+                self._of_test = []
+                self.running = ""
 
-    def _report(self, data: dict[str, Any]) -> None:
-        hook = self._item.config.hook.pytest_report_from_serializable
-        report = hook(config=self._item.config, data=data)
-        if report.skipped and isinstance(report.longrepr, list):
-            report.longrepr = tuple(report.longrepr)  # JSON knows no tuples, and pytest wants one
-        self._count(report)
-        # The calling test's own output is captured while it runs; this is not its output.
-        capture = self._item.config.pluginmanager.get_plugin("capturemanager")
-        assert isinstance(capture, CaptureManager)
-        with capture.global_and_fixture_disabled():
-            self._item.ihook.pytest_runtest_logreport(report=report)
+    def _end(self, reports: list[pytest.TestReport]) -> None:
+        name = reports[-1].nodeid
+        failed = [report for report in reports if report.failed]
+        skipped = [report for report in reports if report.skipped]
+        with self._subtests.test(name):
+            if failed:
+                self.ran.failed.append(f"{name} ({failed[0].when})")
+                pytest.fail("\n".join(map(_told, failed)), pytrace=False)
+            elif skipped:
+                self.ran.skipped += 1
+                pytest.skip(_why(skipped[0]))
+            else:
+                self.ran.passed += 1
+        if reports[-1].user_properties:
+            self.ran.figures[name] = dict(reports[-1].user_properties)
+        took_s = {**self.ran.slowest, name: sum(report.duration for report in reports)}
+        slowest = sorted(took_s, key=took_s.__getitem__, reverse=True)[:_SLOWEST]
+        self.ran.slowest = {name: took_s[name] for name in slowest if took_s[name] > _SLOW_S}
 
-    def _count(self, report: pytest.TestReport) -> None:
-        if report.failed:
-            self.ran.failed.append(f"{report.nodeid} ({report.when})")
-        elif report.skipped:
-            self.ran.skipped += 1
-        elif report.when == "call":
-            self.ran.passed += 1
-        if report.when == "teardown":
-            self.running = ""
-            if report.user_properties:
-                self.ran.figures[report.nodeid] = dict(report.user_properties)
+
+def _told(report: pytest.TestReport) -> str:
+    """The guest's traceback, and what else was kept: its output, the kernel's log."""
+    sections = (f"--- {title} ---\n{text}" for title, text in report.sections)
+    return "\n".join([f"in its {report.when}:", report.longreprtext, *sections])
+
+
+def _why(report: pytest.TestReport) -> str:
+    """Where and why it was skipped: `longrepr` is the path, the line and the reason."""
+    assert isinstance(report.longrepr, list | tuple)
+    path, line, reason = report.longrepr
+    return f"{path}:{line}: {reason.removeprefix('Skipped: ')}"

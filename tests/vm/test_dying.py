@@ -29,10 +29,10 @@ INSIDE = "tests/vm/inside/broken_on_purpose.py"
 
 
 def test_each_scenario_is_told_by_name_with_how_it_ended(told: str) -> None:
-    assert f"{INSIDE}::test_that_passes PASSED" in told
-    assert f"{INSIDE}::test_that_fails FAILED" in told
-    assert f"{INSIDE}::test_that_is_not_set_up ERROR" in told
-    assert f"{INSIDE}::test_that_is_skipped SKIPPED" in told
+    assert f"SUBPASSED[{INSIDE}::test_that_passes]" in told
+    assert f"SUBFAILED[{INSIDE}::test_that_fails]" in told
+    assert f"SUBFAILED[{INSIDE}::test_that_is_not_set_up]" in told
+    assert f"SUBSKIPPED[{INSIDE}::test_that_is_skipped]" in told
     assert "broken_on_purpose.py:31: not in this guest" in told
     assert "test_that_passes: {'pause_ms': 12}" in told
 

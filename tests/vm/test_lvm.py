@@ -3,19 +3,12 @@
 from tests.vm.conftest import Inside
 from tests.vm.guest import MIB, Disk, Guest
 
+TAKES_S = 240
 DISKS = tuple(Disk(name=name, size=128 * MIB) for name in "abcde")
 
 
-def test_the_contract_of_a_mirror(inside: Inside) -> None:
-    inside("test_contract_lvm.py")
-
-
-def test_what_may_happen_to_it(inside: Inside) -> None:
-    inside("test_lvm.py")
-
-
-def test_a_backup(inside: Inside) -> None:
-    inside("test_lvm_backup.py")
+def test_the_contract_what_may_happen_and_a_backup(inside: Inside) -> None:
+    inside("test_contract_lvm.py", "test_lvm.py", "test_lvm_backup.py")
 
 
 def test_a_reboot_with_legs_split(guest: Guest, inside: Inside) -> None:

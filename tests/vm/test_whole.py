@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
 from tests.vm.conftest import Inside
 from tests.vm.guest import GIB, Disk, Guest
 
-pytestmark = pytest.mark.timeout(1500)
-_LONGEST_S = 1400  # an idle machine needs two minutes for each, a busy one many
-
+TAKES_S = 300
 DISKS = (Disk(name="work", size=6 * GIB),)
 
 
-@pytest.fixture(autouse=True)
-def work(guest: Guest) -> None:
-    """A place for the labs that no backup freezes."""
-    guest.shell(
-        f"mountpoint -q /work || {{ modprobe loop; mkfs.ext4 -q {DISKS[0].path}; mkdir -p /work; "
-        f"mount {DISKS[0].path} /work; }}; rm -rf /work/*; chmod 755 /work"
-    )
-
-
-def test_on_lvm(inside: Inside) -> None:
-    inside("test_whole_lvm.py", timeout_s=_LONGEST_S)
-
-
-def test_on_md(inside: Inside) -> None:
-    inside("test_whole_md.py", timeout_s=_LONGEST_S)
-
-
-def test_over_lvm_and_md(inside: Inside) -> None:
-    inside("test_whole_group.py", timeout_s=_LONGEST_S)
+def test_on_lvm_on_md_and_over_both(guest: Guest, inside: Inside) -> None:
+    # A place for the labs that no backup freezes.
+    disk = DISKS[0].path
+    guest.shell(f"modprobe loop; mkfs.ext4 -q {disk}; mkdir -p /work; mount {disk} /work")
+    inside("test_whole_lvm.py", "test_whole_md.py", "test_whole_group.py")

@@ -7,7 +7,6 @@ import pwd
 import shutil
 import sqlite3
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, Protocol
 
 import psycopg
 
+from splitmirror.demo import writer
 from splitmirror.demo.lab import Lab
 from splitmirror.errors import MissingProgram, SplitmirrorError
 from splitmirror.model import Mode
@@ -182,9 +182,8 @@ class SQLite:
 def writing(lab: Lab, kind: str, dsn: str, name: str) -> Iterator[None]:
     """A writer that commits numbered transactions until the block is left, and notes in the lab's
     ledger which of them were acknowledged, and when."""
-    module = "splitmirror.demo.writer"
     process = subprocess.Popen(
-        [sys.executable, "-m", module, kind, dsn, name, str(lab.ledger)],
+        [*writer.COMMAND, kind, dsn, name, str(lab.ledger)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

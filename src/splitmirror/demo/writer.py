@@ -1,7 +1,7 @@
 """A writer that commits numbered transactions until it is told to stop (end of its input).
 
-A process of its own: `python -m splitmirror.demo.writer KIND DSN NAME LEDGER`. It says `ready`
-after its first commit. It waits through a freeze like any client of the database would.
+A process of its own: COMMAND with KIND DSN NAME LEDGER. It says `ready` after its first commit. It
+waits through a freeze like any client of the database would.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from pathlib import Path
 
 import psycopg
 
+# By its path: run as a module it would import the whole demo first.
+COMMAND = (sys.executable, "-P", __file__)
 PAYLOAD = "x" * 200
 SCHEMA = (
     "CREATE TABLE IF NOT EXISTS first (writer text, number bigint, payload text)",

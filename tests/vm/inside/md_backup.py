@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from splitmirror import config
-from splitmirror.config import Config
-from splitmirror.mirrors import MirrorState
-from splitmirror.system import programs
-from splitmirror.verify import verify
+from tests.vm.inside import forked
+from tests.vm.inside.md_lab import VIRTIO
 
-_ENVIRONMENT = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+from splitmirror import config
+from splitmirror.backup import backup
+from splitmirror.config import Config
+from splitmirror.errors import SplitmirrorError
+from splitmirror.journal import Journal
+from splitmirror.mirrors import MirrorState
+from splitmirror.mirrors.md import MdMirror
+from splitmirror.verify import verify
 
 
 def configured(
@@ -52,64 +55,51 @@ block_size = "64KiB"
 
 def command(path: Path, *words: str) -> Any:
     """What a command of splitmirror answers with --json."""
-    argv = [sys.executable, "-m", "splitmirror", *words, "--json", "--config", str(path)]
-    return json.loads(programs.run(argv, timeout_s=170, env=_ENVIRONMENT))
-
-
-_DISTURBED = """
-import os, signal, sys
-from pathlib import Path
-from splitmirror import config
-from splitmirror.backup import backup
-from splitmirror.journal import Journal
-from splitmirror.mirrors.md import MdMirror
-
-path, when, disk = sys.argv[1:]
-
-def act():
-    if not disk:
-        os.kill(os.getpid(), signal.SIGKILL)
-    Path("/sys/bus/virtio/drivers/virtio_blk/unbind").write_text(disk)
-
-def after(function, wanted):
-    def disturbed(*arguments, **facts):
-        function(*arguments, **facts)
-        if wanted(*arguments):
-            act()
-    return disturbed
-
-if when == "split":
-    MdMirror.split = after(MdMirror.split, lambda *arguments: True)
-else:
-    Journal.record = after(Journal.record, lambda journal, kind: kind == when)
-try:
-    backup(config.load(Path(path)))
-except Exception as error:
-    print(type(error).__name__, error, getattr(error, "hint", ""))
-    sys.exit(getattr(error, "exit_code", 99))
-"""
+    done = forked.splitmirror(*words, "--json", "--config", str(path))
+    assert done.status == 0, done.out + done.err
+    return json.loads(done.out)
 
 
 def killed_behind(record: str, path: Path) -> None:
     """A backup that a kill -9 ends right behind the first record of that kind in its journal; with
     "split" right behind the split, under the freeze."""
-    done = _disturbed(path, record, "")
-    assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
+    done = forked.call(_disturbed_backup, path, record, "")
+    assert done.status == forked.KILLED, done.out + done.err
 
 
 def without_leg_behind(record: str, path: Path, disk: str) -> tuple[int, str]:
     """A backup whose leg's disk vanishes there (a virtio device, by its name); its exit code and
     what it said."""
-    done = _disturbed(path, record, disk)
-    return done.returncode, done.stdout
+    done = forked.call(_disturbed_backup, path, record, disk)
+    return done.status, done.out
 
 
-def _disturbed(path: Path, when: str, disk: str) -> subprocess.CompletedProcess[str]:
-    argv = [sys.executable, "-c", _DISTURBED, str(path), when, disk]
-    environment = {**os.environ, **_ENVIRONMENT}
-    return subprocess.run(
-        argv, capture_output=True, text=True, check=False, timeout=120, env=environment
-    )
+def _disturbed_backup(path: Path, when: str, disk: str) -> None:
+    def after(function: Callable[..., None], wanted: Callable[..., bool]) -> Callable[..., None]:
+        def disturbed(*arguments: Any, **facts: Any) -> None:
+            function(*arguments, **facts)
+            if wanted(*arguments):
+                _act(disk)
+
+        return disturbed
+
+    if when == "split":
+        MdMirror.split = after(MdMirror.split, lambda *_: True)
+    else:
+        record = after(Journal.record, lambda _, kind: kind == when)
+        Journal.record = record
+    try:
+        backup(config.load(path))
+    except SplitmirrorError as error:
+        print(type(error).__name__, error, error.hint)
+        sys.exit(error.exit_code)
+
+
+def _act(disk: str) -> None:
+    if disk:
+        (VIRTIO / "unbind").write_text(disk)
+    else:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def require_sound(loaded: Config, set_id: str) -> None:

@@ -7,6 +7,7 @@ import re
 import struct
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -113,7 +114,7 @@ def partitioned(table: bytes, *disks: str) -> None:
     """Write a partition table; udev may look at the old partitions for a moment longer."""
     for disk in disks:
         write_durably(Path(disk), table)
-        until(lambda disk=disk: read_again(disk))
+        until(partial(read_again, disk))
     run("udevadm", "settle")
 
 
