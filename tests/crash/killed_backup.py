@@ -1,6 +1,7 @@
-"""A backup that is killed at one of its journal's records: CONFIG NUMBER before|after [shelf].
+"""A backup that is killed at one of its journal's records: CONFIG RECORD before|after [shelf].
 
-A kill -9 from inside, at a known point: right before the record is made, or right behind it.
+A kill -9 from inside, at a known point: right before the record is made, or right behind it. RECORD
+is its number, from 1, or a kind, of which it is the first.
 With `shelf` it writes to small tapes on a shelf (shelf_config).
 """
 
@@ -21,11 +22,11 @@ from splitmirror.journal import Journal
 
 
 def main() -> None:
-    path, wanted, when = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    path, wanted, when = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
     record, numbers = Journal.record, count(1)  # several threads record
 
     def deadly(journal: Journal, kind: str, **facts: Any) -> None:
-        now = next(numbers) == wanted
+        now = wanted in (kind, str(next(numbers)))
         if now and when == "before":
             os.kill(os.getpid(), signal.SIGKILL)
         record(journal, kind, **facts)

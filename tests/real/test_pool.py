@@ -7,22 +7,29 @@ cartridge takes less than half of a set, so that every set goes over several.
 from __future__ import annotations
 
 import random
+import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from splitmirror import config
+from splitmirror import config, journal
 from splitmirror.backup import backup
 from splitmirror.catalog import Catalog
 from splitmirror.catalog.rebuild import record_sets
 from splitmirror.config import Config
 from splitmirror.demo.lab import Disk, Lab, configuration, lab_at, leftovers
-from splitmirror.errors import NoSuchVolume
+from splitmirror.errors import Busy, NoSuchVolume
+from splitmirror.journal import Record
 from splitmirror.media.shelf import VolumeState
 from splitmirror.model import BackupSet
+from splitmirror.recover import recover
 from splitmirror.restore import restore
+from splitmirror.run import unfinished
 from splitmirror.verify import verify
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
@@ -143,3 +150,56 @@ def test_a_catalogue_made_anew_from_the_library_holds_every_volume(
     with Catalog.open(loaded.catalog_path) as catalog:
         assert [one.set_id for one in record_sets(loaded.open_supply(), catalog)] == [made.set_id]
     assert restored(loaded, made, tmp_path / "whole") == files
+
+
+# --- cut off
+
+
+def cut_off(loaded: Config, path: Path) -> list[Record]:
+    """A backup that was killed when the first of the volumes of its two streams was full; its
+    journal."""
+    killing = Path(__file__).parents[1] / "crash" / "killed_backup.py"
+    argv = [sys.executable, str(killing), str(path), "volume full", "after"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    (directory,) = unfinished(loaded.state, loaded.source)
+    records = journal.read(directory)
+    assert {record.facts["stream"] for record in records if record.kind == "writing"} == {0, 1}
+    return records
+
+
+def begun_on(records: list[Record]) -> str:
+    """The volume that a run was writing to and that is not full."""
+    full = {record.facts["volume"] for record in records if record.kind == "volume full"}
+    (serial,) = {r.facts["volume"] for r in records if r.kind == "writing"} - full
+    return str(serial)
+
+
+@pytest.mark.parametrize("drives", [1, 2])
+def test_a_run_of_two_streams_that_was_cut_off_is_taken_up_with_the_drives_that_are_free(
+    lab: Lab, shelf: Path, tmp_path: Path, files: dict[str, bytes], drives: int
+) -> None:
+    for barcode in ("SM0007L8", "SM0008L8"):
+        (shelf / barcode).touch()
+    loaded = configured(lab, shelf, tmp_path, 2, "keep_sets = 1")
+    earlier = backup(loaded)
+    records = cut_off(loaded, tmp_path / "splitmirror.toml")
+    with loaded.open_library() as library, ExitStack() as leases:
+        if drives == 1:
+            needed = library.bay_with(begun_on(records))
+            assert needed is not None
+            with library.lease(name=needed.name) as (bay,):
+                with pytest.raises(Busy, match=begun_on(records)):
+                    recover(loaded)
+                library.put_away(bay)
+            leases.enter_context(library.lease(name=needed.name))
+        (run,) = recover(loaded)
+    assert run.finished is not None, run.done
+    after = journal.read(loaded.state / "runs" / run.set_id)
+    streams = {one.facts["stream"] for one in after[len(records) :] if one.kind == "writing"}
+    assert len(streams) == drives
+    parts = [record.facts["number"] for record in after if record.kind == "part"]
+    assert sorted(parts) == list(range(1, len(parts) + 1)), "none was written twice"
+    assert not set(volumes_of(run.finished)) & {use.volume for use in earlier.volumes if use.full}
+    for number, made in enumerate((earlier, run.finished)):
+        assert restored(loaded, made, tmp_path / f"target{number}") == files
