@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from splitmirror import config, journal
@@ -23,13 +24,15 @@ from splitmirror.catalog import Catalog
 from splitmirror.catalog.rebuild import record_sets
 from splitmirror.config import Config
 from splitmirror.demo.lab import Disk, Lab, configuration, lab_at, leftovers
-from splitmirror.errors import Busy, NoSuchVolume
+from splitmirror.errors import Busy, DriveLost, NeedsRecovery, NoSuchVolume
 from splitmirror.journal import Record
+from splitmirror.media import Medium
 from splitmirror.media.shelf import VolumeState
 from splitmirror.model import BackupSet
 from splitmirror.recover import recover
 from splitmirror.restore import restore
 from splitmirror.run import unfinished
+from splitmirror.testing.faulty_media import Fault, FaultKind, FaultyMedium
 from splitmirror.verify import verify
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
@@ -156,16 +159,13 @@ def test_a_catalogue_made_anew_from_the_library_holds_every_volume(
 
 
 def cut_off(loaded: Config, path: Path) -> list[Record]:
-    """A backup that was killed when the first of the volumes of its two streams was full; its
-    journal."""
+    """A backup that was killed when the first of its volumes was full; its journal."""
     killing = Path(__file__).parents[1] / "crash" / "killed_backup.py"
     argv = [sys.executable, str(killing), str(path), "volume full", "after"]
     done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == -signal.SIGKILL, done.stderr
     (directory,) = unfinished(loaded.state, loaded.source)
-    records = journal.read(directory)
-    assert {record.facts["stream"] for record in records if record.kind == "writing"} == {0, 1}
-    return records
+    return journal.read(directory)
 
 
 def begun_on(records: list[Record]) -> str:
@@ -184,6 +184,7 @@ def test_a_run_of_two_streams_that_was_cut_off_is_taken_up_with_the_drives_that_
     loaded = configured(lab, shelf, tmp_path, 2, "keep_sets = 1")
     earlier = backup(loaded)
     records = cut_off(loaded, tmp_path / "splitmirror.toml")
+    assert {one.facts["stream"] for one in records if one.kind == "writing"} == {0, 1}
     with loaded.open_library() as library, ExitStack() as leases:
         if drives == 1:
             needed = library.bay_with(begun_on(records))
@@ -203,3 +204,74 @@ def test_a_run_of_two_streams_that_was_cut_off_is_taken_up_with_the_drives_that_
     assert not set(volumes_of(run.finished)) & {use.volume for use in earlier.volumes if use.full}
     for number, made in enumerate((earlier, run.finished)):
         assert restored(loaded, made, tmp_path / f"target{number}") == files
+
+
+# --- failed
+
+
+def test_what_a_failed_run_left_is_known_and_its_volumes_are_written_anew(
+    lab: Lab, shelf: Path, tmp_path: Path, files: dict[str, bytes]
+) -> None:
+    loaded = configured(lab, shelf, tmp_path, 1, "keep_sets = 2")
+    whole = [backup(loaded), backup(loaded)]
+    with pytest.raises(NoSuchVolume, match="blank") as failed:
+        backup(loaded)
+    (said,) = failed.value.__notes__
+    assert unfinished(loaded.state, loaded.source) == []
+    with Catalog.open(loaded.catalog_path) as catalog:
+        (left,) = [one for one in catalog.sets() if not one.complete]
+    assert left.set_id in said and "incomplete" in said
+    assert (left.source, left.database) == ("demo", "none")
+    assert "blank" in left.facts["warning"]
+    (last,) = volumes_of(left)  # it filled up the one on which the second set ended
+    assert last == volumes_of(whole[1])[-1]
+    some = restored(loaded, left, tmp_path / "some", *map(str.encode, list(files)[:2]))
+    assert some.items() <= files.items() and len(some) == 2
+    (shelf / "SM0007L8").touch()
+    loaded = configured(lab, shelf, tmp_path, 1, "keep_sets = 1")
+    for _ in range(4):  # round all cartridges, that one too
+        made = backup(loaded)
+    with Catalog.open(loaded.catalog_path) as catalog:
+        volumes = {volume.serial: volume for volume in catalog.volumes()}
+        assert left.set_id not in [one.set_id for one in catalog.sets()]
+    assert [volume.held for volume in volumes.values()] == [""] * 7
+    assert volumes[last].recycled > 0
+    assert restored(loaded, made, tmp_path / "made") == files
+
+
+class LosingConfig(Config, frozen=True, kw_only=True):
+    """Its drives do not know any more where they stand, behind an object in the second part."""
+
+    def open_drives(self) -> list[Medium]:
+        lost = Fault(kind=FaultKind.LOST_POSITION, object=60, times=1)
+        return [FaultyMedium(drive, [lost]) for drive in super().open_drives()]
+
+
+def test_a_run_whose_drive_was_lost_waits_for_recover_and_is_gone_on_with(
+    lab: Lab, shelf: Path, tmp_path: Path, files: dict[str, bytes]
+) -> None:
+    loaded = configured(lab, shelf, tmp_path, 1, "")
+    losing = LosingConfig(**msgspec.structs.asdict(loaded))
+    earlier = backup(loaded)
+    with pytest.raises(DriveLost):
+        backup(losing)
+    with pytest.raises(NeedsRecovery):
+        backup(loaded)
+    (run,) = recover(loaded)
+    assert run.finished is not None
+    assert restored(loaded, run.finished, tmp_path / "whole") == files
+    assert restored(loaded, earlier, tmp_path / "earlier") == files
+
+
+def test_what_a_run_left_that_is_given_up_is_known(
+    lab: Lab, shelf: Path, tmp_path: Path, files: dict[str, bytes]
+) -> None:
+    loaded = configured(lab, shelf, tmp_path, 1, "")
+    cut_off(loaded, tmp_path / "splitmirror.toml")
+    (run,) = recover(loaded, give_up=True)
+    assert run.finished is None
+    with Catalog.open(loaded.catalog_path) as catalog:
+        (left,) = [one for one in catalog.sets() if not one.complete]
+    assert left.set_id == run.set_id
+    assert any(left.set_id in done for done in run.done)
+    assert restored(loaded, backup(loaded), tmp_path / "next") == files
