@@ -23,6 +23,8 @@ from splitmirror.media.volume import VolumeReader, open_for_append
 from splitmirror.system import programs
 from splitmirror.testing.media import contents, record
 
+pytest_plugins = ["tests.vm.inside.tape_fixtures"]
+
 READ = 0x08  # SCSI's opcode
 LONG_S = 20.0  # st itself waits two minutes for a drive that does not get ready
 
@@ -294,7 +296,6 @@ from splitmirror.media.labels import LabelGroup, State, TapeFileKind
 from splitmirror.media.tape import Settings, Tape
 from splitmirror.media.volume import open_for_append
 
-pytest_plugins = ["tests.vm.inside.tape_fixtures"]
 tape = Tape({device!r}, Settings(drives=[{device!r}]))
 volume = open_for_append(tape)
 end = volume.end
