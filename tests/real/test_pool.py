@@ -17,11 +17,11 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from tests.unit.test_cli_library import Shell
 
 from splitmirror import config, journal
 from splitmirror.backup import backup
 from splitmirror.catalog import Catalog
-from splitmirror.catalog.rebuild import record_sets
 from splitmirror.config import Config
 from splitmirror.demo.lab import Disk, Lab, configuration, lab_at, leftovers
 from splitmirror.errors import Busy, DriveLost, NeedsRecovery, NoSuchVolume
@@ -145,14 +145,27 @@ def test_without_rules_nothing_expires_and_a_full_library_stops_the_backup_by_na
 
 
 def test_a_catalogue_made_anew_from_the_library_holds_every_volume(
-    lab: Lab, shelf: Path, tmp_path: Path, files: dict[str, bytes]
+    lab: Lab,
+    shelf: Path,
+    tmp_path: Path,
+    files: dict[str, bytes],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    for barcode in ("SM0007L8", "SM0008L8"):
+        (shelf / barcode).touch()
     loaded = configured(lab, shelf, tmp_path, 2, "keep_sets = 1")
     made = backup(loaded)
     loaded.catalog_path.unlink()
-    with Catalog.open(loaded.catalog_path) as catalog:
-        assert [one.set_id for one in record_sets(loaded.open_supply(), catalog)] == [made.set_id]
+    monkeypatch.setattr(sys, "argv", ["splitmirror"])
+    shell = Shell(tmp_path / "splitmirror.toml", capsys)
+    assert shell.json("catalog", "rebuild")["sets"][0]["set_id"] == made.set_id
+    volumes = shell.json("media", "list")["volumes"]
+    assert {v["serial"]: bool(v["held"]) for v in volumes} == dict.fromkeys(volumes_of(made), True)
     assert restored(loaded, made, tmp_path / "whole") == files
+    assert not {*volumes_of(backup(loaded))} & {*volumes_of(made)}
+    shell("media", "release", "--all")
+    assert {*volumes_of(backup(loaded))} & {*volumes_of(made)}
 
 
 # --- cut off
