@@ -113,8 +113,8 @@ class Standing:
     def _error(self) -> DriveLost:
         return DriveLost(
             f"the tape drive {self.device} is not trusted any more: {self._lost}",
-            hint="Nothing more is written to the volume. Look at the drive (its display, dmesg), "
-            "then run `splitmirror recover`: it loads the volume anew and goes on behind what is "
-            "whole on it.",
+            hint="Nothing more is written to the volume. Look at the drive (its display, dmesg). A "
+            "backup is gone on with by `splitmirror recover`: it loads the volume anew, and goes "
+            "on behind what is whole on it. Anything else is begun again.",
             device=self.device,
         )
