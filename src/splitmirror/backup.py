@@ -40,6 +40,7 @@ from splitmirror.extents.views import LegView, PrimaryView
 from splitmirror.freeze import Freeze
 from splitmirror.guard import Guard
 from splitmirror.hold import Hold
+from splitmirror.leaving import kept_when_the_drive_is_lost, left_in_words
 from splitmirror.media.supply import Supply
 from splitmirror.mirrors import Feature, Mirror, Preparing, Suspending
 from splitmirror.model import (
@@ -118,7 +119,7 @@ def backup(config: Config, watch: Watch = unwatched) -> BackupSet:
             early = map_early(tools, changes, watch("map"))
             off_roots = (*early.layout.outside, *early.layout.bare)
             outside = copy_outside(off_roots, run.directory / "outside")
-        with thrown_away_on_failure(run, tools.mirror):
+        with thrown_away_on_failure(run, tools):
             with standstill(config, run, tools, early.trees) as hold:
                 with run.phase("quiesce", options.quiesce_deadline_s):
                     hold.quiesce()
@@ -159,7 +160,7 @@ def write(
 ) -> writing.Written:
     """The files off the leg, one by one, onto the medium, from the first part that is not yet
     whole there; then the set's own catalogue."""
-    with run.phase("backup", config.backup.write_deadline_s):
+    with kept_when_the_drive_is_lost(run), run.phase("backup", config.backup.write_deadline_s):
         leg = tools.mirror.leg(run.set_id, config.backup.leg_deadline_s)
         to_measure = parse_size(config.backup.measure_leg)
         job = Job(
@@ -216,9 +217,10 @@ def confirm_leg(mirror: Mirror, split_id: str) -> None:
     parted = mirror.state().split_id
     if parted != split_id:
         raise LegError(
-            f"the leg was given back while it was read (split now: {parted or 'none'})",
-            hint="Someone rejoined the mirror, for instance with `splitmirror resync`. What was "
-            "written is void. Run the backup again.",
+            "what was written is void: the leg was given back while it was read (split now: "
+            f"{parted or 'none'})",
+            hint="Someone rejoined the mirror, for instance with `splitmirror resync`. Run the "
+            "backup again.",
         )
 
 
@@ -461,15 +463,20 @@ def plan_writing(run: Run, trusted: Trusted, layout: Layout, checked: Checked) -
 
 
 @contextmanager
-def thrown_away_on_failure(run: Run, mirror: Mirror) -> Iterator[None]:
-    """Whatever fails after the split was intended, the mirror is whole again; if that fails too,
-    the run stays open for `recover`. The first error is the one that is raised."""
+def thrown_away_on_failure(run: Run, tools: Tools) -> Iterator[None]:
+    """Whatever fails after the split was intended, the mirror is whole again, unless the run is to
+    be gone on with; if that fails too, it stays open for `recover`. The catalogue knows what is on
+    the media. The first error is the one that is raised."""
     try:
         yield
     except BaseException as error:
+        if run.keep_open:
+            raise
         run.keep_open = True
+        if told := left_in_words(run, tools.catalog, str(error) or type(error).__name__):
+            error.add_note(told)
         try:
-            mirror.rejoin(run.set_id)
+            tools.mirror.rejoin(run.set_id)
         except (SplitmirrorError, OSError) as second:
             error.add_note(
                 f"The mirror could not be rejoined either: {second} Run `splitmirror recover`."

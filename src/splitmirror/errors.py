@@ -229,6 +229,13 @@ class MediumDamaged(MediumError):
     exit_code = 53
 
 
+class DriveLost(MediumError):
+    """It is not known any more where the drive stands: nothing more is written. `splitmirror
+    recover` goes on with the run."""
+
+    exit_code = 58
+
+
 class ChangerError(SplitmirrorError):
     """The changer of a tape library refused a move or failed."""
 

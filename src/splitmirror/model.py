@@ -11,9 +11,11 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from splitmirror.errors import SplitmirrorError
+
+WARNING: Final = "warning"  # the fact of a set that is not whole, which says why
 
 
 class Mode(enum.StrEnum):

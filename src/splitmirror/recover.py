@@ -16,6 +16,7 @@ from splitmirror.errors import Busy, JournalDamaged, LegError
 from splitmirror.extents.table import FileTable
 from splitmirror.guard import release_by_hand, wait_for_guards
 from splitmirror.journal import Record
+from splitmirror.leaving import left_in_words
 from splitmirror.model import BackupSet, MapCounts, Session
 from splitmirror.notes import Notes, Trusted, from_json
 from splitmirror.preflight import stop_at_first
@@ -73,14 +74,16 @@ def _recover_one(config: Config, directory: Path, watch: Watch, give_up: bool) -
         done = release_by_hand(frozen_by(records), sessions_of(records), None, devices)
         see_the_guard_gone(directory)
         with opened(config) as tools:
+            why = "it was not to be gone on with"
             try:
                 finished = None if give_up else _finish(config, run, tools, records, watch)
             except (LegError, JournalDamaged) as error:
-                finished = None
+                finished, why = None, str(error)
                 done.append(f"could not go on with the backup: {error}")
             if finished is not None:
                 done.append("went on with the backup to its end")
             else:
+                done += filter(None, [left_in_words(run, tools.catalog, why)])
                 done.append(_throw_away(run, tools))
         return Recovered(set_id=run.set_id, finished=finished, done=tuple(done))
 

@@ -30,12 +30,12 @@ from splitmirror.catalog.rebuild import (
     temporary_catalog,
     walk,
 )
-from splitmirror.catalog.volumes import WARNING
 from splitmirror.errors import MediumDamaged, MediumError, VerifyFailed
 from splitmirror.media import Medium
 from splitmirror.media.labels import TapeFileKind
 from splitmirror.media.supply import Loaded, ReadSupply
 from splitmirror.media.walking import SetOnVolume
+from splitmirror.model import WARNING
 from splitmirror.progress import Progress, silent
 
 _LISTED = 20  # damages that a message names

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.unit.library_lab import LibraryLab, Operator
 
+from splitmirror import supplying
+from splitmirror.catalog import Catalog
 from splitmirror.errors import MediumError, SplitmirrorError
+from splitmirror.media import supply as media_supply
+from splitmirror.media.library import Library
 from splitmirror.media.memory import Cartridge, Memory
+from splitmirror.media.pools import Pool
 from splitmirror.media.supply import Loaded, OneVolume, Supply
 from splitmirror.media.volume import VolumeWriter, label_volume
+from splitmirror.supplying import NamedVolume, PoolVolumes
 from splitmirror.testing.supplies import TapeShelf
 from splitmirror.testing.supply_claims import CLAIMS, Claim
 
 
 class One:
-    volumes = 1
+    volumes, asks = 1, False
 
     def __init__(self) -> None:
         self._cartridge = Cartridge()
@@ -28,13 +36,68 @@ class One:
 
 
 class Shelf:
-    volumes = 3
+    volumes, asks = 3, False
 
     def __init__(self, directory: Path, made: Callable[..., TapeShelf] = TapeShelf) -> None:
         self._directory, self._made = directory, made
 
     def supply(self) -> Supply:
         return self._made(self._directory, ["SM0001", "SM0002", "SM0003"], drives=2)
+
+
+class Named:
+    """One volume in a library, beside another one that is none of its business."""
+
+    volumes, asks = 1, False
+
+    def __init__(self, directory: Path) -> None:
+        self._lab = LibraryLab(directory, labelled=1)
+
+    def supply(self) -> Supply:
+        return NamedVolume(self._lab.library(), "SM0001")
+
+
+class Pooled:
+    """A pool in a library with blank cartridges and a cleaning one."""
+
+    volumes, asks = 3, False
+
+    def __init__(self, directory: Path, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._lab = LibraryLab(directory, labelled=0, blank=self.volumes)
+
+    def library(self) -> Library:
+        return self._lab.library()
+
+    def supply(self) -> Supply:
+        return PoolVolumes(
+            self.library(),
+            self._catalog,
+            pool="daily",
+            pools={"daily": Pool()},
+            driver="virtualtape",
+            streams=2,
+            unfinished=(),
+        )
+
+
+class PooledByHand(Pooled):
+    """A pool without a changer: an operator puts the one blank cartridge that there is into the
+    drive when a blank one is asked for first."""
+
+    volumes, asks = 1, True
+
+    def library(self) -> Library:
+        cartridge, drive = self._lab.directory / "SM0001L8", self._lab.directory / "drive"
+        acts = [partial(cartridge.rename, drive)] if cartridge.exists() else []
+        medium = LibraryLab.tape(drive)
+        return Library([medium], None, leases=self._lab.leases, ask=Operator(*acts))
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Iterator[Catalog]:
+    with Catalog.open(tmp_path / "catalog.db") as opened:
+        yield opened
 
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.__name__)
@@ -45,6 +108,29 @@ def test_one_volume(claim: Claim) -> None:
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.__name__)
 def test_a_shelf_of_tapes(claim: Claim, tmp_path: Path) -> None:
     claim(Shelf(tmp_path))
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.__name__)
+def test_one_volume_of_a_library(claim: Claim, tmp_path: Path) -> None:
+    claim(Named(tmp_path))
+
+
+@pytest.mark.parametrize("bench", [Pooled, PooledByHand], ids=["changer", "by hand"])
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.__name__)
+def test_the_volumes_of_a_pool(
+    claim: Claim, bench: type[Pooled], tmp_path: Path, catalog: Catalog
+) -> None:
+    claim(bench(tmp_path, catalog))
+
+
+def test_every_supply_is_held_to_the_contract_here() -> None:
+    made = {
+        found
+        for module in (media_supply, supplying)
+        for found in vars(module).values()
+        if isinstance(found, type) and hasattr(found, "next_volume") and found is not Supply
+    }
+    assert made == {OneVolume, NamedVolume, PoolVolumes}
 
 
 # --- broken ones

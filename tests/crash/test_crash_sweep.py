@@ -7,15 +7,13 @@ end and an untrusted one thrown away, and the next backup is good.
 from __future__ import annotations
 
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+from tests.crash.killed_backup import was_killed
 
 from splitmirror import config, journal
 from splitmirror.backup import backup
@@ -37,7 +35,6 @@ DISKS = (
 MOST_RECORDS = 80
 PHASES = ("synchronize", "map", "quiesce", "discover", "prepare", "split", "check", "release",
           "backup", "cleanup")  # fmt: skip
-PROJECT = Path(__file__).parents[2]  # where `tests` can be imported
 
 
 @pytest.fixture(scope="module")
@@ -82,19 +79,6 @@ def writes(subject: PostgreSQL | SQLite) -> None:
                 assert slots.fetchone() == (0,), "the backup's slot is left"
 
 
-def killed_at(number: int, when: str, path: Path) -> bool:
-    """Run a backup that kills itself there; False when it ended before it came so far."""
-    program = [sys.executable, "-m", "tests.crash.killed_backup"]
-    argv = [*program, str(path), str(number), when]
-    done = subprocess.run(
-        argv, cwd=PROJECT, capture_output=True, text=True, check=False, timeout=120
-    )
-    if done.returncode == 0:
-        return False
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    return True
-
-
 def nothing_of_the_run_is_left(lab: Lab, loaded: Config) -> None:
     assert unfinished(loaded.state, loaded.source) == []
     with closing(loaded.open_mirror()) as mirror:
@@ -126,7 +110,7 @@ def sweep(lab: Lab, loaded: Config, subject: PostgreSQL | SQLite) -> tuple[int, 
     finished = thrown_away = 0
     for number in range(1, MOST_RECORDS):
         for when in ("before", "after"):
-            if not killed_at(number, when, lab.config_path):
+            if not was_killed(lab.config_path, number, when):
                 assert number > 20, "the sweep ended before it reached the backup phase"
                 return finished, thrown_away
             for run in recover(loaded):

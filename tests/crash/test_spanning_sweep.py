@@ -4,9 +4,6 @@ carries it to its end. (tests/real/test_spanning.py kills the writing alone at e
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing
@@ -14,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.crash import shelf_config
+from tests.crash.killed_backup import was_killed
 from tests.crash.shelf_config import ShelfConfig
 
 from splitmirror import journal
@@ -30,7 +28,6 @@ pytestmark = [pytest.mark.crash, pytest.mark.timeout(600)]
 DISKS = (Disk(name="data", fstype="ext4", size=96 << 20),)
 FILES = 14
 KINDS = ("plan", "writing", "volume full", "read", "catalogue", "written", "cleaned up")
-PROJECT = Path(__file__).parents[2]  # where `tests` can be imported
 
 
 @pytest.fixture(scope="module")
@@ -56,15 +53,6 @@ def configured(lab: Lab, streams: int) -> ShelfConfig:
     return shelf_config.load(lab.config_path)
 
 
-def killed_at(lab: Lab, number: int, when: str) -> None:
-    program = [sys.executable, "-m", "tests.crash.killed_backup"]
-    argv = [*program, str(lab.config_path), str(number), when, "shelf"]
-    done = subprocess.run(
-        argv, cwd=PROJECT, capture_output=True, text=True, check=False, timeout=120
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
-
-
 def clear_shelf(lab: Lab) -> None:
     for tape in lab.tape.parent.iterdir():
         tape.unlink()
@@ -81,7 +69,7 @@ def test_a_spanning_backup_killed_around_a_volume_is_recovered(lab: Lab, streams
     clear_shelf(lab)
     for number in numbers:
         for when in ("before", "after"):
-            killed_at(lab, number, when)
+            assert was_killed(lab.config_path, number, when, "shelf")
             (run,) = recover(loaded)
             assert run.finished is not None, run.done
             volumes = [use.volume for use in run.finished.volumes]

@@ -35,7 +35,6 @@ from tests.real.spanning_lab import (
 from splitmirror import journal
 from splitmirror.catalog import Catalog
 from splitmirror.catalog.rebuild import record_sets
-from splitmirror.catalog.volumes import WARNING
 from splitmirror.errors import (
     EndOfMedium,
     MediumError,
@@ -48,7 +47,9 @@ from splitmirror.errors import (
 from splitmirror.media import Block, Mark, Medium, Pace
 from splitmirror.media.labels import TapeFileKind
 from splitmirror.media.volume import label_volume
+from splitmirror.model import WARNING
 from splitmirror.restore import restore
+from splitmirror.stretches import volume_of
 from splitmirror.testing.faulty_media import Fault, FaultKind, FaultyMedium
 from splitmirror.testing.supplies import TapeShelf
 from splitmirror.testing.write_once import WriteOnceMedium
@@ -385,6 +386,31 @@ def test_a_whole_restore_brings_each_volume_once_and_reads_it_in_one_direction(
     assert linked.samefile(tmp_path / "target/data/3/linked")
 
 
+def test_the_requests_of_one_restore_are_sorted_by_volume_and_position(
+    content: Content, scene: Scene, shelf: TapeShelf, catalog: Catalog, tmp_path: Path
+) -> None:
+    recorded(catalog, scene.write(shelf))
+    names = [name for name in content.files if b"linked" not in name][::3]
+    located: dict[str, list[int]] = {}
+    counting = shelf_at(
+        tmp_path / "shelf",
+        wrap=lambda serial, inner: Counting(
+            serial, inner, Counter(), located.setdefault(serial, [])
+        ),
+    )
+    restore(counting, catalog, scene.set_id, names[::-1], tmp_path / "target")
+    found = {name: tmp_path / "target" / os.fsdecode(name) for name in names}
+    assert {name: path.read_bytes() for name, path in found.items()} == {
+        name: content.files[name] for name in names
+    }
+    wanted = {catalog.find(scene.set_id, name)[0].part for name in names}
+    serials = [volume_of(part) for part in catalog.parts(scene.set_id) if part.number in wanted]
+    assert len(set(serials)) > 2
+    assert counting.brought == list(dict.fromkeys(serials)), "each once, in the set's order"
+    for positions in located.values():
+        assert positions == sorted(positions)
+
+
 def test_one_file_costs_its_own_records_on_its_own_volume(
     content: Content, scene: Scene, shelf: TapeShelf, catalog: Catalog, tmp_path: Path
 ) -> None:
@@ -486,10 +512,8 @@ def test_the_catalogue_is_rebuilt_from_the_volumes_in_any_order(
             assert (rebuilt.parts(scene.set_id), list(rebuilt.members(scene.set_id))) == wanted
 
 
-def test_a_set_whose_catalogue_is_lost_is_put_together_from_all_its_volumes(
-    content: Content, scene: Scene, shelf: TapeShelf, catalog: Catalog, tmp_path: Path
-) -> None:
-    written = scene.write(shelf)
+def lose_catalogue(shelf: TapeShelf) -> None:
+    """The set's own, at the end of its last volume."""
     (last,) = (
         file
         for files in all_files(shelf).values()
@@ -501,6 +525,13 @@ def test_a_set_whose_catalogue_is_lost_is_put_together_from_all_its_volumes(
     medium.locate(last.position.object)
     medium.write_filemarks(1, sync=True)
     medium.unload()
+
+
+def test_a_set_whose_catalogue_is_lost_is_put_together_from_all_its_volumes(
+    content: Content, scene: Scene, shelf: TapeShelf, catalog: Catalog, tmp_path: Path
+) -> None:
+    written = scene.write(shelf)
+    lose_catalogue(shelf)
     for order in (shelf.at_hand(), list(reversed(shelf.at_hand()))):
         with Catalog.open(tmp_path / f"{order[0]}.db") as rebuilt:
             for serial in order:
@@ -536,6 +567,17 @@ def test_without_a_catalogue_a_restore_finds_the_sets_own_on_the_volumes(
     scene.write(shelf)
     restore(shelf, None, "latest", (), tmp_path / "target")
     assert same_as(content, tmp_path / "target")
+
+
+def test_with_neither_catalogue_a_restore_scans_the_parts_themselves(
+    content: Content, scene: Scene, shelf: TapeShelf, tmp_path: Path
+) -> None:
+    scene.write(shelf)
+    lose_catalogue(shelf)
+    restore(shelf, None, scene.set_id, [b"data/3/027"], tmp_path / "one")
+    assert (tmp_path / "one/data/3/027").read_bytes() == content.files[b"data/3/027"]
+    restore(shelf, None, scene.set_id, [b"**"], tmp_path / "all")
+    assert same_as(content, tmp_path / "all")
 
 
 # --- several streams

@@ -54,13 +54,19 @@ class Site:
         return Catalog.open(config.load(self.shell.path, needed=()).catalog_path)
 
     def a_set(
-        self, set_id: str, nights_ago: int, *, path: Path | None = None, record: bool = True
+        self,
+        set_id: str,
+        nights_ago: int,
+        *,
+        path: Path | None = None,
+        record: bool = True,
+        complete: bool = True,
     ) -> Made:
         """A set, appended to the tape as a backup would."""
         medium = LibraryLab.tape(path or self.tape)
         started = NOW - timedelta(days=nights_ago)
         parts = [[file(b"data/a", set_id.encode() * 50)]]
-        made = made_sets.write_set(medium, parts, set_id=set_id, started=started)
+        made = made_sets.write_set(medium, parts, set_id=set_id, started=started, complete=complete)
         if record:
             with self.catalog() as catalog:
                 catalog.record(made.backup_set, made.parts, made.members)
@@ -182,6 +188,15 @@ def test_a_retired_volume_is_read_and_not_written(site: Site) -> None:
     assert site.shell.json("media", "list")["volumes"][0]["state"] == "full"
     site.shell("media", "retire", "SM0001", "--undo", "--lost", status=2)
     site.shell("media", "retire", "SM0009", status=54)
+
+
+def test_a_volume_with_a_set_that_is_not_whole_is_told_until_that_has_expired(site: Site) -> None:
+    site.shell("media", "label", "SM0001")
+    site.a_set("cut-off", 2, complete=False)
+    assert "a set on it is incomplete" in site.shell("media", "list")
+    assert site.shell.json("media", "list")["volumes"][0]["expired"] == []
+    site.a_set("night-1", 1)
+    assert site.shell.json("media", "list")["volumes"][0]["expired"] == ["cut-off"]
 
 
 def test_what_was_on_a_lost_volume_is_forgotten(site: Site) -> None:

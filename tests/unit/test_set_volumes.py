@@ -4,6 +4,7 @@ volume that needs no library."""
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from splitmirror.cli import show
 from splitmirror.errors import ConfigError, EndOfMedium, WrongMedium
 from splitmirror.media.memory import Memory
 from splitmirror.media.supply import OneVolume
-from splitmirror.model import BackupSet, VolumeUse
+from splitmirror.model import WARNING, BackupSet, VolumeUse
 
 USES = (
     VolumeUse(
@@ -67,6 +68,14 @@ def test_a_person_is_told_of_stalls_and_why(
     assert "volume SM0001: 12 parts, 96.0 GiB, full; its drive stood still 3 times, 12.5 s" in said
     assert "the drive needs 112.0 MiB/s to stream" in said
     assert "volume SM0002: 1 part, 5.0 MiB\n" in said
+
+
+def test_a_person_is_told_why_a_set_is_not_whole(
+    made: BackupSet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    left = replace(made, complete=False, facts={WARNING: "given up behind 3 parts: no volume"})
+    show.print_set(left)
+    assert "\n  given up behind 3 parts: no volume\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("streams", [0, -1, 17])

@@ -22,13 +22,12 @@ from splitmirror.archive.set_catalogue import SetCatalogue
 from splitmirror.catalog.looking import LATEST
 from splitmirror.catalog.rows import UNKNOWN
 from splitmirror.catalog.store import Catalog
-from splitmirror.catalog.volumes import WARNING
 from splitmirror.errors import MediumDamaged, MediumError, WrongMedium
 from splitmirror.media import Medium
 from splitmirror.media.labels import TapeFileKind
 from splitmirror.media.supply import Loaded, ReadSupply
 from splitmirror.media.walking import SetOnVolume, TapeFile, VolumeReader
-from splitmirror.model import BackupSet, Check, MediaPosition, Mode
+from splitmirror.model import WARNING, BackupSet, Check, MediaPosition, Mode
 from splitmirror.progress import Progress, silent
 
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from datetime import datetime
-from typing import Any, Final
+from typing import Any
 
 from sqlalchemy import Connection, delete, exists, func, not_, select, update
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
@@ -20,10 +20,9 @@ from splitmirror.catalog import rows
 from splitmirror.catalog.schema import MEMBERS, PARTS, SETS, VOLUMES
 from splitmirror.errors import NoSuchVolume, VolumeKept
 from splitmirror.media.shelf import VolumeRecord, VolumeState
+from splitmirror.model import WARNING
 
 Change = Callable[[VolumeRecord], VolumeRecord]
-
-WARNING: Final = "warning"  # the fact of a set that is not whole, which says why
 
 
 def add(connection: Connection, record: VolumeRecord) -> None:

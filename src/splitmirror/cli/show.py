@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from splitmirror.cli.output import printable
 from splitmirror.mirrors import MirrorState
-from splitmirror.model import BackupSet, Finding, Speed, VolumeUse
+from splitmirror.model import WARNING, BackupSet, Finding, Speed, VolumeUse
 from splitmirror.units import show_seconds, show_size
 
 if TYPE_CHECKING:  # the commands that have one have imported it
@@ -54,6 +54,8 @@ def print_set(shown: BackupSet) -> None:
     """A set with its phases, the write pause and what became of the maps."""
     state = "complete" if shown.complete else "INCOMPLETE"
     print(f"set {shown.set_id}: {state}, source {shown.source} on {shown.host}")
+    if not shown.complete and (why := shown.facts.get(WARNING)):
+        print(f"  {printable(why.encode())}")
     print(f"  began {shown.started:%Y-%m-%d %H:%M:%S %Z}{_took(shown)}")
     print(f"  {shown.database}, {shown.mode} mode, check {shown.check}, mirror {shown.mirror}")
     stored = show_size(shown.stored_bytes)

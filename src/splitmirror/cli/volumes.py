@@ -303,6 +303,8 @@ def _print_volumes(stock: Stock) -> None:
 
 def _remarks(record: VolumeRecord, stock: Stock) -> str:
     remarks = []
+    if cut := sum(not one.complete for one in stock.on(record.serial)):
+        remarks.append("a set on it is incomplete" if cut == 1 else f"{cut} sets are incomplete")
     if record.held:
         remarks.append(f"held: {record.held}")
     if stock.write_once(record.serial):

@@ -69,8 +69,8 @@ class Supply(ReadSupply, Protocol):
         ...
 
     def take(self) -> None:
-        """What will be written to is nobody else's until `close`. A second call is harmless. Raises
-        Busy, MediumError."""
+        """What will be written to is nobody else's until `close`; before this nothing can be. A
+        second call is harmless. Raises Busy, MediumError."""
         ...
 
     def next_volume(self, stream: int, passed: Collection[str]) -> VolumeWriter:

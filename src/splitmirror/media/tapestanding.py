@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from splitmirror.errors import MediumError, SplitmirrorError
+from splitmirror.errors import DriveLost, SplitmirrorError
 from splitmirror.media.tapedrive import RIGHTS, Drive, no_right, what_became
 from splitmirror.media.tapeposition import Stop
 from splitmirror.system import st
@@ -40,12 +40,12 @@ class Standing:
         return bool(self._lost)
 
     def check(self) -> None:
-        """Raises MediumError where nothing is known any more."""
+        """Raises DriveLost where nothing is known any more."""
         if self._lost:
             raise self._error()
 
     def confirm(self) -> None:
-        """Ask the drive where it stands, if it can tell. Raises MediumError elsewhere."""
+        """Ask the drive where it stands, if it can tell. Raises DriveLost elsewhere."""
         with self.knowing("the drive does not tell where it stands"):
             at = self.drive.positions.tell()
         if at not in (None, self.position):
@@ -88,7 +88,7 @@ class Standing:
 
     @contextmanager
     def knowing(self, what: str) -> Iterator[None]:
-        """An error of the drive in here leaves us without knowledge. Raises MediumError."""
+        """An error of the drive in here leaves us without knowledge. Raises DriveLost."""
         try:
             yield
         except (OSError, CommandFailed) as error:
@@ -110,12 +110,11 @@ class Standing:
             return no_right(self.device)
         return self._error()
 
-    def _error(self) -> MediumError:
-        return MediumError(
+    def _error(self) -> DriveLost:
+        return DriveLost(
             f"the tape drive {self.device} is not trusted any more: {self._lost}",
-            hint="Nothing more is written to the volume. Look at the drive (its display, dmesg), "
-            "then run `splitmirror recover`: it loads the volume anew and goes on behind what is "
-            "whole on it.",
+            hint="Nothing more is written to the volume. Look at the drive (its display, dmesg). A "
+            "backup is gone on with by `splitmirror recover`: it loads the volume anew, and goes "
+            "on behind what is whole on it. Anything else is begun again.",
             device=self.device,
-            lost=True,
         )

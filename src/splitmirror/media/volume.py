@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Self
 
-from splitmirror.errors import ConfigError, EndOfMedium, MediumError, WrongMedium
+from splitmirror.errors import ConfigError, DriveLost, EndOfMedium, MediumError, WrongMedium
 from splitmirror.media import END_OF_DATA, Block, Medium, Pace, Paced, WriteOnce
 from splitmirror.media.labels import (
     LabelGroup,
@@ -366,7 +366,7 @@ class VolumeWriter:
 
     def _confirm(self, position: int) -> None:
         if self._medium.tell() != position:
-            raise MediumError(
+            raise DriveLost(
                 f"volume {self._serial} stands at object {self._medium.tell()} instead of "
                 f"{position}",
                 hint="The drive lost its position or was reset. Nothing more is written; check "

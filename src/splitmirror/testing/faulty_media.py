@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from splitmirror.errors import (
     Busy,
+    DriveLost,
     EndOfMedium,
     MediumDamaged,
     MediumError,
@@ -154,7 +155,7 @@ class FaultyMedium:
         self._lost |= self._has(FaultKind.RESERVED)
         self._lost |= self._strikes(FaultKind.RESET, 0, reached=True)
         if self._lost:
-            raise _fault(MediumError, "the drive is not trusted any more")
+            raise _fault(DriveLost, "the drive is not trusted any more")
 
     def _has(self, kind: FaultKind) -> bool:
         return any(fault.kind is kind for fault in self._left)

@@ -18,6 +18,7 @@ from typing import Final, Protocol
 
 from splitmirror.errors import (
     Busy,
+    DriveLost,
     EndOfMedium,
     MediumDamaged,
     MediumError,
@@ -173,7 +174,7 @@ def after_a_reset_nothing_is_done_before_the_next_load(bench: FaultyBench) -> No
         lambda: medium.tell(),
     ]
     for number, act in enumerate(acts):
-        raised(MediumError, act, f"act {number} after a reset")
+        raised(DriveLost, act, f"act {number} after a reset")
     medium.load(writable=True)
     same(medium.tell(), 0, "position after the next load")
 
@@ -182,7 +183,7 @@ def after_a_reset_nothing_is_done_before_the_next_load(bench: FaultyBench) -> No
 def a_reset_damages_nothing_that_was_synced(bench: FaultyBench) -> None:
     medium, synced = _appending(bench)
     bench.make(medium, Trouble.RESET)
-    raised(MediumError, lambda: medium.write([record(8)]), "write after a reset")
+    raised(DriveLost, lambda: medium.write([record(8)]), "write after a reset")
     _holds_synced(bench, medium, synced)
 
 
@@ -190,7 +191,7 @@ def a_reset_damages_nothing_that_was_synced(bench: FaultyBench) -> None:
 def a_reset_damages_nothing_when_a_filemark_finds_it(bench: FaultyBench) -> None:
     medium, synced = _appending(bench)
     bench.make(medium, Trouble.RESET)
-    raised(MediumError, lambda: medium.write_filemarks(1, sync=True), "filemark after a reset")
+    raised(DriveLost, lambda: medium.write_filemarks(1, sync=True), "filemark after a reset")
     _holds_synced(bench, medium, synced)
 
 
@@ -206,8 +207,8 @@ def a_reset_damages_nothing_when_a_read_finds_it(bench: FaultyBench) -> None:
     medium, there = written(bench)
     medium.locate(2)
     bench.make(medium, Trouble.RESET)
-    raised(MediumError, lambda: next_object(medium), "read after a reset")
-    raised(MediumError, lambda: medium.write([record(9)]), "write after a failed read")
+    raised(DriveLost, lambda: next_object(medium), "read after a reset")
+    raised(DriveLost, lambda: medium.write([record(9)]), "write after a failed read")
     _is_still(bench, medium, there, "contents after a reset")
 
 
@@ -215,8 +216,8 @@ def a_reset_damages_nothing_when_a_read_finds_it(bench: FaultyBench) -> None:
 def a_drive_that_stands_elsewhere_writes_no_record(bench: FaultyBench) -> None:
     medium, there = written(bench)
     bench.make(medium, Trouble.SLIPPED)
-    raised(MediumError, lambda: medium.write([record(9)]), "write elsewhere")
-    raised(MediumError, lambda: medium.write([record(9)]), "the next write")
+    raised(DriveLost, lambda: medium.write([record(9)]), "write elsewhere")
+    raised(DriveLost, lambda: medium.write([record(9)]), "the next write")
     _is_still(bench, medium, there, "contents of a volume that stood elsewhere")
 
 
@@ -224,8 +225,8 @@ def a_drive_that_stands_elsewhere_writes_no_record(bench: FaultyBench) -> None:
 def a_drive_that_stands_elsewhere_writes_no_filemark(bench: FaultyBench) -> None:
     medium, there = written(bench)
     bench.make(medium, Trouble.SLIPPED)
-    raised(MediumError, lambda: medium.write_filemarks(1, sync=True), "filemark elsewhere")
-    raised(MediumError, lambda: medium.write_filemarks(1, sync=True), "the next filemark")
+    raised(DriveLost, lambda: medium.write_filemarks(1, sync=True), "filemark elsewhere")
+    raised(DriveLost, lambda: medium.write_filemarks(1, sync=True), "the next filemark")
     _is_still(bench, medium, there, "contents of a volume that stood elsewhere")
 
 
