@@ -1,11 +1,10 @@
-"""Whole backups off an md array: PostgreSQL in both modes, and runs that are killed on the way."""
+"""Backups off an md array that are killed on the way, or lose their leg. Whole ones of PostgreSQL:
+test_whole_md.py."""
 
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,17 +24,13 @@ from tests.vm.inside.md_lab import (
     array,
     bring_back,
     mounted,
-    run,
     virtio_name,
-    wait_until_level,
     write_durably,
 )
-from tests.vm.recipe import CLUSTER
 
 from splitmirror.backup import backup
 from splitmirror.errors import LegError
 from splitmirror.recover import recover
-from splitmirror.testing.clusters import Cluster, cluster
 
 
 @pytest.fixture(scope="module")
@@ -47,61 +42,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     place.chmod(0o755)
     with array("/dev/md0", (E, F)) as device, mounted(device, place / "data", "ext4") as mountpoint:
         yield mountpoint
-
-
-@pytest.fixture(scope="module")
-def server(data: Path) -> Iterator[Cluster]:
-    home = data / "pg"
-    home.mkdir()
-    with cluster(home=home, template=Path(CLUSTER)) as running:
-        yield running
-
-
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize("mode", ["hot", "freeze"])
-def test_postgresql_is_backed_up_and_its_copy_starts(
-    mode: str,
-    data: Path,
-    server: Cluster,
-    tmp_path: Path,
-    record_property: Callable[[str, object], None],
-) -> None:
-    table = {"driver": '"postgresql"', "dsn": f'"{server.dsn()}"', "os_user": '"postgres"'}
-    path = configured(tmp_path, "/dev/md0", table, mode=mode)
-    made = command(path, "backup")
-    assert made["complete"]
-    drilled = command(path, "drill")
-    record_property("pause_ms", round(1000 * made["write_pause_s"], 1))
-    parts = {name: round(1000 * part_s, 1) for name, part_s in made["pause_parts"].items()}
-    record_property("pause_parts_ms", parts)
-    bare_s = sorted(bare_pause_s(data) for _ in range(3))[1]
-    record_property("bare_mdadm_ms", round(1000 * bare_s, 1))
-    assert drilled
-    assert state_of(path).level
-    if mode == "hot":  # in freeze mode the database's files are looked at meanwhile
-        assert made["write_pause_s"] <= 1.3 * bare_s
-
-
-def bare_pause_s(mountpoint: Path) -> float:
-    """How long a freeze lasts that has nothing in it but mdadm's two commands."""
-    run("sync", "-f", str(mountpoint))
-    began = time.perf_counter()
-    with frozen(mountpoint):
-        run("mdadm", "/dev/md0", "--fail", F)
-        run("mdadm", "/dev/md0", "--remove", F)
-    pause_s = time.perf_counter() - began
-    run("mdadm", "/dev/md0", "--re-add", F)
-    wait_until_level("/dev/md0")
-    return pause_s
-
-
-@contextmanager
-def frozen(mountpoint: Path) -> Iterator[None]:
-    run("fsfreeze", "-f", str(mountpoint))
-    try:
-        yield
-    finally:
-        run("fsfreeze", "-u", str(mountpoint))
 
 
 FINISHED_FROM = ("trusted", "part", "cleaned up")
