@@ -11,8 +11,11 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
+from splitmirror.demo.below import patiently
+from splitmirror.errors import ProgramFailed
 from splitmirror.model import Session
 from splitmirror.system import filesystems, loop, process, programs
 
@@ -57,7 +60,8 @@ class LoopFs:
 
     def close(self) -> None:
         self.thaw()
-        programs.run(["umount", self.mountpoint], timeout_s=30)
+        # The kernel lets go of an image that lay on it in the back, behind its loop device.
+        patiently(partial(programs.run, ["umount", self.mountpoint], timeout_s=30), ProgramFailed)
         loop.detach(self.device)
         self.image.unlink()
 
