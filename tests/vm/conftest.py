@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 from tests.vm import image as images
-from tests.vm.guest import Guest
+from tests.vm.guest import GIB, Disk, Guest, Shape
 from tests.vm.image import Image
 from tests.vm.scenarios import Ran, Scenarios
 from tests.vm.tier import TIER, why_not
 
 collect_ignore = ["inside"]  # the guest's
 
+WORK = Disk(name="work", size=6 * GIB)
 Inside = Callable[..., Ran]
 
 _HERE = Path(__file__).parent
@@ -56,13 +57,22 @@ def image(pytestconfig: pytest.Config) -> Image:
 
 @pytest.fixture(scope="module")
 def guest(image: Image, request: pytest.FixtureRequest) -> Iterator[Guest]:
-    """A guest with the module's `DISKS`, for all tests of the module."""
-    booted = Guest(image, getattr(request.module, "DISKS", ()))
+    """A guest with the module's `DISKS` and `PROCESSORS`, for all tests of the module."""
+    module = request.module
+    shape = Shape(processors=module.PROCESSORS) if hasattr(module, "PROCESSORS") else Shape()
+    booted = Guest(image, getattr(module, "DISKS", ()), shape)
     try:
         with booted:
             yield booted
     finally:
         request.config.stash[TIER].boots_s += booted.boots_s
+
+
+@pytest.fixture
+def work(guest: Guest) -> None:
+    """The guest's disk WORK at /work: for labs, which no backup may freeze as a whole."""
+    disk = WORK.path
+    guest.shell(f"modprobe loop; mkfs.ext4 -q {disk}; mkdir -p -m 755 /work; mount {disk} /work")
 
 
 @pytest.fixture

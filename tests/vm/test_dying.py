@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from tests.vm.image import PROJECT, Image
 
+TAKES_S = 45
+
 
 def children(pid: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]

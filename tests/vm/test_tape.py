@@ -5,7 +5,8 @@ from __future__ import annotations
 from tests.vm.conftest import Inside
 from tests.vm.guest import Guest
 
-TAKES_S = 430
+TAKES_S = 140
+PROCESSORS = 1
 
 
 def test_the_virtual_library_is_one_to_the_kernel_and_to_stock_tools(inside: Inside) -> None:

@@ -1,0 +1,15 @@
+"""Whole backups of PostgreSQL that lies on LVM and md."""
+
+from __future__ import annotations
+
+import pytest
+from tests.vm.conftest import WORK, Inside
+
+TAKES_S = 130
+PROCESSORS = 1
+DISKS = (WORK,)
+
+
+@pytest.mark.usefixtures("work")
+def test_whole_backups_over_lvm_and_md(inside: Inside) -> None:
+    inside("test_whole_group.py")
