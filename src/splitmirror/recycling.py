@@ -8,7 +8,8 @@ expired. Only then, in this order (docs/adr/0021):
 2. the medium: VOL1 and two filemarks over everything, synced, read back,
 3. the catalogue: what was on it is forgotten.
 
-A crash in between leaves the intent. The next call asks the medium how far it had come.
+A crash in between leaves the intent. The next call asks the medium how far it had come. A blank
+volume is labelled with an intent, too.
 """
 
 from __future__ import annotations
@@ -96,12 +97,24 @@ def label(
     elif there.ours and there.serial == new.serial:
         _require_expired(VolumeReader(medium), stock)
     else:
-        label_volume(medium, new.serial)
+        _label_blank(medium, catalog, new)
     once = is_write_once(medium)
     catalog.add_volume(replace(new, write_once=once))
     return catalog.change_volume(
         new.serial, lambda old: replace(old, pool=new.pool, barcode=new.barcode or old.barcode)
     )
+
+
+def _label_blank(medium: Medium, catalog: Catalog, new: VolumeRecord) -> None:
+    """With the intent first here too, so that what a crash leaves is known and gone on with. Only a
+    write-once one is known when it is labelled: it could not be written anew."""
+    require_lost(beginning(medium), new.serial, None)
+    if is_write_once(medium):
+        label_volume(medium, new.serial)
+        return
+    catalog.add_volume(replace(new, recycling=datetime.now(UTC)))
+    label_volume(medium, new.serial)
+    catalog.emptied(new.serial)
 
 
 def _lose(medium: Medium, catalog: Catalog, serial: str, stock: Stock, losing: str) -> None:

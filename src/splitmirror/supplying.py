@@ -180,13 +180,11 @@ class PoolVolumes(_Drives):
         return set(self._stock().volumes) - there
 
     def _ready(self, bay: Bay, serial: str, how: How) -> VolumeWriter:
-        if how is How.RECYCLE and self._library.has_changer:
-            # its label is proven there; where a crash has left it without one, its barcode tells
-            self._library.fetch(bay, serial)
-        else:
-            self._library.bring(bay, serial, writable=True)
-        if how is How.RECYCLE:
-            recycle(bay.medium, self._catalog, serial, self._stock())
+        if how is not How.RECYCLE:
+            return self._appendable(bay, serial)
+        begun = self._catalog.volume(serial).recycling is not None
+        self._library.bring_anew(bay, serial, begun=begun)
+        recycle(bay.medium, self._catalog, serial, self._stock())
         return open_for_append(bay.medium, serial)
 
     def _labelled(self, bay: Bay) -> VolumeWriter:

@@ -26,7 +26,7 @@ from splitmirror.media import Block
 from splitmirror.media.labels import TapeFileKind, VolumeLabel
 from splitmirror.media.memory import Cartridge, Memory
 from splitmirror.media.pools import Pool
-from splitmirror.media.shelf import Stock, VolumeRecord, VolumeState
+from splitmirror.media.shelf import How, Shelf, Stock, VolumeRecord, VolumeState
 from splitmirror.media.volume import label_volume, open_for_append
 from splitmirror.media.walking import VolumeReader, beginning
 from splitmirror.recycling import label, recycle, stock_of
@@ -139,8 +139,8 @@ def test_a_volume_whose_sets_have_expired_is_written_anew_and_can_be_appended_to
     assert again == VolumeRecord(serial="SM0001", medium="memory", pool="p", recycled=1)
     with open_for_append(two.old, "SM0001") as writer:
         assert (writer.files, writer.end.closed) == ((), True)
-    two.recycle()  # an empty one: harmless
-    assert two.catalog.volume("SM0001").recycled == 2
+    two.recycle()  # an empty one: harmless, and not counted
+    assert two.catalog.volume("SM0001") == again
 
 
 def test_another_volume_in_the_drive_is_left_alone(two: Two) -> None:
@@ -347,6 +347,9 @@ class CrashingMedium(Memory):
 class CrashingCatalog(Catalog):
     crash: Crashing
 
+    def add_volume(self, record: VolumeRecord) -> None:
+        self.crash.step(lambda: super(CrashingCatalog, self).add_volume(record))
+
     def intend_recycling(self, serial: str, at: datetime) -> None:
         self.crash.step(lambda: super(CrashingCatalog, self).intend_recycling(serial, at))
 
@@ -409,7 +412,35 @@ def test_a_blank_volume_is_labelled_and_known(catalog: Catalog) -> None:
     assert catalog.volume("SM0002").write_once
 
 
-def test_labelling_that_a_crash_cut_off_before_the_catalogue_is_gone_on_with(
+@pytest.mark.parametrize("at", range(4))  # the intent, the label, the filemarks, the catalogue
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("torn", [False, True])
+def test_a_blank_volume_whose_labelling_was_cut_off_is_the_next_to_be_written(
+    tmp_path: Path, at: int, after: bool, torn: bool
+) -> None:
+    crash, cartridge = Crashing(at, after=after, torn=torn), Cartridge()
+    with CrashingCatalog.open(tmp_path / "catalog.db") as opened:
+        assert isinstance(opened, CrashingCatalog)
+        opened.crash = crash
+        with pytest.raises(Crash):
+            label(CrashingMedium(cartridge, crash), opened, new("SM0001"), stock(opened))
+    cartridge.writer = None  # the process is gone
+    with Catalog.open(tmp_path / "catalog.db") as catalog:
+        medium = Memory(cartridge)
+        choice = Shelf("p", stock(catalog)).next()
+        if choice.how is How.BLANK:  # nothing has happened yet
+            assert (at, after, objects(medium)) == (0, False, [])
+            label(medium, catalog, new("SM0001"), stock(catalog))
+        elif choice.how is How.RECYCLE:
+            recycle(medium, catalog, "SM0001", stock(catalog))
+        assert catalog.volumes() == [new("SM0001")]
+        medium.unload()
+        assert sets_on(medium) == []
+        with open_for_append(medium, "SM0001"):
+            pass
+
+
+def test_a_volume_of_ours_that_is_empty_and_not_known_is_known_when_it_is_labelled(
     catalog: Catalog,
 ) -> None:
     medium = a_volume("SM0001")

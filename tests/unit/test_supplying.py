@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 from tests.unit import made_sets
-from tests.unit.library_lab import LibraryLab
+from tests.unit.library_lab import LibraryLab, Operator
 from tests.unit.made_sets import Made, file
 
 from splitmirror.catalog import Catalog
 from splitmirror.errors import EndOfMedium, NoSuchVolume
+from splitmirror.media.library import Library
 from splitmirror.media.librarysupply import LibraryVolumes
 from splitmirror.media.pools import Pool
 from splitmirror.media.shelf import VolumeRecord, VolumeState
@@ -65,10 +66,9 @@ class Site:
         finally:
             medium.unload()
 
-    @contextmanager
-    def supply(self) -> Iterator[PoolVolumes]:
-        supply = PoolVolumes(
-            self.lab.library(),
+    def pool(self, library: Library) -> PoolVolumes:
+        return PoolVolumes(
+            library,
             self.catalog,
             pool="p",
             pools={"p": Pool(keep_sets=1)},
@@ -76,6 +76,10 @@ class Site:
             streams=1,
             unfinished=self.unfinished,
         )
+
+    @contextmanager
+    def supply(self) -> Iterator[PoolVolumes]:
+        supply = self.pool(self.lab.library())
         try:
             supply.take()
             yield supply
@@ -202,6 +206,29 @@ def test_a_recycling_that_a_crash_cut_off_is_gone_on_with(site: Site) -> None:
     assert site.next("SM0003") == "SM0001"
     assert [one.set_id for one in site.catalog.sets()] == ["night-1"]
     assert site.catalog.volume("SM0001").recycling is None
+
+
+def test_by_hand_too_a_labelling_that_was_cut_off_is_gone_on_with(site: Site) -> None:
+    """The cartridge in the drive is blank still. Another blank one than that is not taken for a
+    volume with expired sets."""
+    site.a_set("SM0001", "night-3", 3)
+    site.a_set("SM0002", "night-1", 1)
+    site.full("SM0001", "SM0002", "SM0003")
+    path = site.lab.directory.parent / "in-the-drive"
+    path.touch()
+    tape = site.lab.tape(path)
+    supply = site.pool(Library([tape], None, leases=site.lab.leases, ask=Operator()))
+    try:
+        supply.take()
+        with pytest.raises(NoSuchVolume, match=r"SM0001 into drive .*a blank volume was in it"):
+            supply.next_volume(0, {"SM0002", "SM0003"})
+        site.know("SM0007", recycling=NOW)
+        with supply.next_volume(0, ()) as volume:
+            assert volume.serial == "SM0007"
+    finally:
+        supply.close()
+    assert site.catalog.volume("SM0007").recycling is None
+    assert site.sets_on("SM0001") == ["night-3"]
 
 
 def test_what_a_run_learns_of_a_volume_is_noted(site: Site) -> None:

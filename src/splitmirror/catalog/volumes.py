@@ -130,13 +130,14 @@ def forget(connection: Connection, serial: str) -> None:
 
 
 def _as_new(record: VolumeRecord) -> VolumeRecord:
+    anew = record.recycling is not None and record.first_written is not None
     return replace(
         record,
         state=VolumeState.APPENDABLE,
         first_written=None,
         last_written=None,
         bytes=0,
-        recycled=record.recycled + (record.recycling is not None),
+        recycled=record.recycled + anew,
         recycling=None,
     )
 

@@ -21,11 +21,13 @@ class ByHand:
     def __init__(self, ask: Ask) -> None:
         self._ask = ask
 
-    def bring(self, bay: Bay, serial: str, *, writable: bool) -> None:
-        """That volume is in the drive, proven by its label, and loaded. Nothing is loaded writable
-        before that. Raises NoSuchVolume, Busy, and what the drive raises."""
+    def bring(self, bay: Bay, serial: str, *, writable: bool, or_blank: bool = False) -> None:
+        """That volume is in the drive, proven by its label, and loaded; or with `or_blank` one that
+        is blank. Nothing is loaded writable before that. Raises NoSuchVolume, Busy, and what the
+        drive raises."""
+        will_do = {serial, _BLANK} if or_blank else {serial}
         there = ""
-        while found := self._why_not(bay, serial, writable):
+        while found := self._why_not(bay, will_do, writable):
             there = self._told(found, there)
             self._let_out(bay, found)
             self._ask(f"Put volume {serial} into drive {bay.name} ({there}).")
@@ -52,10 +54,10 @@ class ByHand:
         bay.medium.unload()
         return found
 
-    def _why_not(self, bay: Bay, serial: str, writable: bool) -> str:
+    def _why_not(self, bay: Bay, will_do: Collection[str], writable: bool) -> str:
         """What is in the drive instead, or hinders that it is written; "" when it is loaded."""
         found = self._look(bay)
-        if found != serial:
+        if found not in will_do:
             return found
         try:
             bay.medium.load(writable=writable)

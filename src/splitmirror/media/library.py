@@ -117,6 +117,15 @@ class Library:
         mover = self._arm or self._by_hand
         mover.bring(bay, serial, writable=writable)
 
+    def bring_anew(self, bay: Bay, serial: str, *, begun: bool) -> None:
+        """The volume is in the drive to be written anew; `begun`: a crash may have left it blank.
+        So the changer goes by its barcode, and whoever writes it reads what is on it (`recycle`).
+        Raises as `bring`."""
+        if self._arm is not None:
+            self._arm.fetch(bay, serial)
+        else:
+            self._by_hand.bring(bay, serial, writable=True, or_blank=begun)
+
     def bring_blank(self, bay: Bay, taken: Collection[str]) -> str:
         """A blank cartridge is in the drive, loaded writable; the serial that it is to get. By the
         changer: one that reads as blank and whose barcode's serial is not in `taken` (those that

@@ -33,8 +33,8 @@ class VolumeRecord:
 
     `pool` is "" when it belongs to none. `held`: why it must not be written to; "" when it is not.
     `bytes`: data on it when it was last looked at. `stalls`: how often its drive had to wait for
-    data. `recycled`: how often it was written anew. `recycling`: since when it is to be, where that
-    was not brought to its end.
+    data. `recycled`: how often what was on it was written over. `recycling`: since when it is to be
+    written anew, or labelled, where that was not brought to its end.
     """
 
     serial: str

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,10 @@ from tests.vm.vtl.library import Library
 from splitmirror import config, doctor
 from splitmirror.errors import Busy, ConfigError, MediumError, NoSuchVolume, WrongMedium
 from splitmirror.media import FILEMARK
+from splitmirror.media import tape as tape_driver
 from splitmirror.media.tape import Settings, Tape
 from splitmirror.media.volume import VolumeReader, open_for_append
-from splitmirror.system import programs
+from splitmirror.system import programs, st
 from splitmirror.testing.media import contents, record
 
 pytest_plugins = ["tests.vm.inside.tape_fixtures"]
@@ -173,6 +175,24 @@ def test_a_buffer_larger_than_the_host_adapter_takes_at_once_is_read_into(tape: 
     tape.locate(1)
     assert tape.read(memoryview(bytearray(16 * MIB))) == len(record(1))
     assert tape.tell() == 2
+
+
+def test_what_is_too_much_for_an_adapter_that_does_not_tell_is_told_and_loses_nothing(
+    tape: Tape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(st, "transfer_limit", lambda device: None)
+    monkeypatch.setattr(tape_driver, "_LARGEST_READ", 16 * MIB)
+    tape.load(writable=True)
+    tape.write([record(0), record(1)])
+    attempts: list[Callable[[], object]] = [
+        lambda: tape.write([bytes(8 * MIB)]),
+        lambda: tape.read(memoryview(bytearray(8 * MIB))),
+    ]
+    for too_much in attempts:
+        with pytest.raises(MediumError, match="8388608 bytes at once do not go through"):
+            too_much()
+        tape.locate(1)
+    assert contents(tape) == [record(0), record(1)]
 
 
 def test_a_slow_drive_is_waited_for(made: Library, tape: Tape) -> None:
