@@ -3,7 +3,7 @@
 from tests.vm.conftest import Inside
 from tests.vm.guest import MIB, Disk, Guest
 
-TAKES_S = 420
+TAKES_S = 190
 DISKS = tuple(Disk(name=name, size=128 * MIB) for name in "abcde")
 
 

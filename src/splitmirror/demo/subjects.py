@@ -179,11 +179,11 @@ class SQLite:
 
 
 @contextmanager
-def writing(lab: Lab, kind: str, dsn: str, name: str) -> Iterator[None]:
+def writing(lab: Lab, kind: str, dsn: str, name: str, rest_s: float = 0) -> Iterator[None]:
     """A writer that commits numbered transactions until the block is left, and notes in the lab's
-    ledger which of them were acknowledged, and when."""
+    ledger which of them were acknowledged, and when. It rests for `rest_s` between two."""
     process = subprocess.Popen(
-        [*writer.COMMAND, kind, dsn, name, str(lab.ledger)],
+        [*writer.COMMAND, kind, dsn, name, str(lab.ledger), str(rest_s)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

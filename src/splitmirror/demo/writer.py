@@ -1,7 +1,8 @@
 """A writer that commits numbered transactions until it is told to stop (end of its input).
 
-A process of its own: COMMAND with KIND DSN NAME LEDGER. It says `ready` after its first commit. It
-waits through a freeze like any client of the database would.
+A process of its own: COMMAND with KIND DSN NAME LEDGER REST, the last in seconds between two
+commits. It says `ready` after its first commit. It waits through a freeze like any client of the
+database would.
 """
 
 from __future__ import annotations
@@ -54,12 +55,12 @@ COMMITTERS = {"postgresql": committer_postgresql, "sqlite": committer_sqlite}
 
 
 def main() -> None:
-    kind, dsn, name, ledger = sys.argv[1:]
+    kind, dsn, name, ledger, rest_s = sys.argv[1:]
     commit = COMMITTERS[kind](dsn, name)
     path = Path(ledger) / f"{name}.acknowledged"
     with path.open("w", buffering=1) as noted:
         number = 0
-        while not select.select([sys.stdin], [], [], 0)[0]:
+        while not select.select([sys.stdin], [], [], float(rest_s))[0]:
             number += 1
             commit(number)
             noted.write(f"{number} {time.monotonic():.6f}\n")

@@ -21,7 +21,7 @@ test_only_changes_are_copied = whole.test_only_what_changed_is_copied_to_the_mir
 test_a_killed_one_is_put_right = whole.test_a_backup_killed_in_a_phase_is_put_right
 
 DISKS = (
-    Disk(name="data", fstype="ext4", size=256 * MIB),
+    Disk(name="data", fstype="ext4", size=128 * MIB),
     Disk(name="wal", fstype="xfs", size=320 * MIB),
 )
 SYNC_S = 60.0

@@ -22,7 +22,7 @@ test_only_changes_are_copied = whole.test_only_what_changed_is_copied_to_the_mir
 # Killed backups on md are those of test_md_backup.py.
 
 DISKS = (
-    Disk(name="data", fstype="ext4", size=320 * MIB),
+    Disk(name="data", fstype="ext4", size=160 * MIB),
     Disk(name="wal", fstype="ext4", size=192 * MIB),
 )
 
