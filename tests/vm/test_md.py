@@ -13,15 +13,11 @@ DISKS = (
 )
 
 
-def test_the_contract_arrays_volumes_on_them_and_backups(inside: Inside) -> None:
-    files = ("test_contract_md.py", "test_md.py", "test_md_volumes.py", "test_md_backup.py")
-    inside(*files)
-
-
-def test_what_becomes_of_a_backup_whose_leg_is_split_when_the_power_is_cut(
+def test_the_contract_arrays_volumes_on_them_backups_and_a_power_cut_while_a_leg_is_split(
     guest: Guest, inside: Inside
 ) -> None:
-    inside(f"{REBOOT}::test_before_a_backup_is_killed_when_its_plan_is_durable")
+    files = ("test_contract_md.py", "test_md.py", "test_md_volumes.py", "test_md_backup.py")
+    inside(*files, f"{REBOOT}::test_before_a_backup_is_killed_when_its_plan_is_durable")
     guest.reset()
     inside(
         f"{REBOOT}::test_after_the_backup_goes_on_with_its_leg",
