@@ -4,6 +4,7 @@ from tests.vm.conftest import Inside
 from tests.vm.guest import MIB, Disk, Guest
 
 TAKES_S = 190
+PROCESSORS = 1
 DISKS = tuple(Disk(name=name, size=128 * MIB) for name in "abcde")
 
 

@@ -7,6 +7,7 @@ from tests.vm.guest import MIB, Disk, Guest
 
 REBOOT = "test_md_reboot.py"
 TAKES_S = 180
+PROCESSORS = 1
 DISKS = (
     *(Disk(name=name, size=64 * MIB) for name in "abcd"),
     *(Disk(name=name, size=320 * MIB) for name in "ef"),

@@ -1,12 +1,15 @@
-"""Tape in the guest: the kernel's st, ch and sg drivers on a virtual library."""
+"""Tape in the guest: the kernel's st, ch and sg drivers on a virtual library, and a whole backup of
+PostgreSQL on LVM onto it."""
 
 from __future__ import annotations
 
-from tests.vm.conftest import Inside
+import pytest
+from tests.vm.conftest import WORK, Inside
 from tests.vm.guest import Guest
 
-TAKES_S = 110
+TAKES_S = 170
 PROCESSORS = 1
+DISKS = (WORK,)
 
 
 FILES = (
@@ -16,10 +19,14 @@ FILES = (
     "test_contract_tape.py",
     "test_tape_drive.py",
     "test_tape_volume.py",
+    "test_whole_tape.py",
 )
 
 
-def test_the_library_its_changer_its_drives_and_what_is_on_their_tapes(inside: Inside) -> None:
+@pytest.mark.usefixtures("work")
+def test_the_library_its_drives_what_is_on_their_tapes_and_postgresql_onto_them_and_back(
+    inside: Inside,
+) -> None:
     inside(*FILES)
 
 

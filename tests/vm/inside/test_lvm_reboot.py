@@ -21,9 +21,10 @@ BY_LVM = Lv(group="vb", name="lvm", mib=24, disks=("c", "d"))
 def test_split_under_a_steady_load() -> None:
     run("modprobe", "-a", "dm-mod", "dm-raid", "raid1")
     STATE.mkdir(exist_ok=True)
-    for lv, way in ((BY_TABLE, "device-mapper"), (BY_LVM, "lvconvert")):
+    for lv in (BY_TABLE, BY_LVM):
         run("vgcreate", lv.group, *(f"/dev/disk/by-id/virtio-{disk}" for disk in lv.disks))
         make(lv)
+    for lv, way in ((BY_TABLE, "device-mapper"), (BY_LVM, "lvconvert")):
         engine = mirror(STATE, lv, split=way)
         engine.synchronize(silent)
         Writer(lv.device, lv.mib * MIB).__enter__()  # until the power is cut
