@@ -1,6 +1,6 @@
 """A tape drive before and after a tape is used: what is in it, opening it, and letting go.
 
-Sources: st(4) for what open(2) says; `system.st`, `system.scsi`.
+Sources: st(4) for what open(2) says; `system.st`, `system.scsitape`.
 """
 
 from __future__ import annotations

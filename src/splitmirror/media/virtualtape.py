@@ -11,27 +11,22 @@ What makes it safe to append (docs/adr/0006-virtual-tape.md tells why):
 - A tail that a crash tore ends the tape at its last whole object. Damage before a sound end is told
   from a torn tail, and is never appended to.
 
-Source: pwritev(2), posix_fadvise(2), flock(2); `simh` for the framing.
+Source: pwritev(2), posix_fadvise(2); `simh` for the framing, `tapfile` for the file.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import os
-import stat
 from collections.abc import Sequence
 from itertools import accumulate, groupby
 from pathlib import Path
 
 from splitmirror.errors import (
-    Busy,
     ConfigError,
     EndOfMedium,
     MediumDamaged,
     MediumError,
-    NoSuchVolume,
     WrongMedium,
 )
 from splitmirror.media import (
@@ -44,16 +39,15 @@ from splitmirror.media import (
     Medium,
     Place,
     simh,
+    tapfile,
 )
 from splitmirror.media.bulk import ALIGNED, BulkReader
 from splitmirror.media.simh import END_WORD, LARGEST, WORD, Index, Stop, stride
 from splitmirror.media.virtualshelf import ShelfDrive, ShelfSettings, VirtualShelf
-from splitmirror.system import briefly
 from splitmirror.units import parse_size, show_size
 
 _WRITE_BEHIND = 16 << 20  # bytes after which the disk is set to work and the page cache relieved
 _FIRST_RECORD = 80  # bytes of the label that every volume of ours begins with
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class Settings(ShelfSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -132,49 +126,13 @@ class VirtualTape:
             self._position = 0
             return
         self.unload()
-        self._handle = fd = self._open(writable)
+        self._handle = fd = tapfile.opened(self._path, writable=writable)
         try:
-            self._lock(fd, writable)
             self._read_index(fd, writable)
         except BaseException:
             self._let_go()
             raise
         self._writable = writable
-
-    def _open(self, writable: bool) -> int:
-        try:
-            if self._path.exists() and not stat.S_ISREG(self._path.stat().st_mode):
-                raise WrongMedium(
-                    f"{self._path} is not a file",
-                    hint="A virtual tape is an ordinary file; name another path.",
-                    path=str(self._path),
-                )
-            created = writable and not self._path.exists()
-            flags = os.O_RDWR | os.O_CREAT if writable else os.O_RDONLY
-            fd = os.open(self._path, flags | os.O_CLOEXEC, 0o600)
-            if created:
-                _sync_directory(self._path.parent)
-        except FileNotFoundError:
-            raise NoSuchVolume(
-                f"there is no virtual tape {self._path}",
-                hint="Check the path; its directory must exist, the file is made when it is "
-                "first written.",
-                path=str(self._path),
-            ) from None
-        except OSError as error:
-            raise self._trouble("cannot be opened", error) from error
-        return fd
-
-    def _lock(self, fd: int, writable: bool) -> None:
-        try:
-            lock = (fcntl.LOCK_EX if writable else fcntl.LOCK_SH) | fcntl.LOCK_NB
-            briefly.tried(lambda: fcntl.flock(fd, lock), frozenset({errno.EAGAIN}))
-        except BlockingIOError:
-            raise Busy(
-                f"the virtual tape {self._path} is in use",
-                hint="Wait for the run that writes or reads it, or end it.",
-                path=str(self._path),
-            ) from None
 
     def _read_index(self, fd: int, writable: bool) -> None:
         size = os.fstat(fd).st_size
@@ -195,7 +153,7 @@ class VirtualTape:
                 simh.save(self._path, fd, index)
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
         except OSError as error:
-            raise self._trouble("cannot be read", error) from error
+            raise tapfile.trouble(self._path, "cannot be read", error) from error
         proven = stop is Stop.END_MARK
         self._index, self._position = index, 0
         self._sealed_end = index.end if proven else None
@@ -283,7 +241,7 @@ class VirtualTape:
         try:
             os.ftruncate(fd, self._index.end + WORD.size)
         except OSError as error:
-            raise self._trouble("cannot be cut", error) from error
+            raise tapfile.trouble(self._path, "cannot be cut", error) from error
         self._sync(fd)  # or the old objects could come back behind new ones
         self._ragged, self._damage = False, ""
 
@@ -309,14 +267,14 @@ class VirtualTape:
         with contextlib.suppress(OSError, MediumError):  # the first error is the one to tell
             os.ftruncate(fd, self._index.end)
             self._seal()
-        raise self._not_written(error) from error
+        raise tapfile.not_written(self._path, error) from error
 
     def _sync(self, fd: int) -> None:
         try:
             os.fdatasync(fd)
         except OSError as error:
             self._failed = True
-            raise self._trouble("cannot be synced", error) from error
+            raise tapfile.trouble(self._path, "cannot be synced", error) from error
         self._synced_end = self._index.end
 
     def _seal(self) -> None:
@@ -334,7 +292,7 @@ class VirtualTape:
         """Put the end mark at `offset`, durably."""
         _, error = simh.write_all(fd, [WORD.pack(END_WORD)], offset)
         if error is not None:
-            raise self._not_written(error) from error
+            raise tapfile.not_written(self._path, error) from error
         self._sync(fd)
 
     def _relieve(self, fd: int) -> None:
@@ -442,7 +400,7 @@ class VirtualTape:
         try:
             host = os.fstatvfs(fd)
         except OSError as error:
-            raise self._trouble("cannot be asked for room", error) from error
+            raise tapfile.trouble(self._path, "cannot be asked for room", error) from error
         return host.f_bavail * host.f_frsize
 
     # --- errors
@@ -459,16 +417,6 @@ class VirtualTape:
             path=str(self._path),
         )
 
-    def _not_written(self, error: OSError) -> MediumError:
-        if error.errno not in _NO_ROOM:
-            return self._trouble("cannot be written", error)
-        return EndOfMedium(
-            f"the filesystem of {self._path} is full",
-            hint=f"Make room on the filesystem that holds {self._path.parent}, or set [medium] "
-            "capacity to what it can hold.",
-            path=str(self._path),
-        )
-
     def _damaged(self, number: int, offset: int, why: str) -> MediumDamaged:
         return MediumDamaged(
             f"object {number} of {self._path} is damaged at byte {offset}: {why}",
@@ -479,23 +427,8 @@ class VirtualTape:
             path=str(self._path),
         )
 
-    def _trouble(self, what: str, error: OSError) -> MediumError:
-        return MediumError(
-            f"the virtual tape {self._path} {what}: {error.strerror}",
-            hint="Check the path, its owner and the disk below it.",
-            path=str(self._path),
-        )
-
 
 def _blank(fd: int, size: int) -> bool:
     """Whether a file without a whole record is nothing, or the torn first label of ours."""
     begin = os.pread(fd, WORD.size, 0)
     return size < stride(_FIRST_RECORD) and WORD.pack(_FIRST_RECORD).startswith(begin)
-
-
-def _sync_directory(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

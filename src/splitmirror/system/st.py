@@ -7,7 +7,7 @@ Sources: st(4), linux/mtio.h, Documentation/scsi/st.rst; where they are silent, 
   `Op.WRITE_FILEMARKS` with count 0, which writes nothing, goes before.
 - MTIOCGET tells what the driver believes; no command goes to the drive. MTIOCPOS asks the drive.
 
-Errors are OSErrors: EIO says next to nothing, `scsi` asks for more.
+Errors are OSErrors: EIO says next to nothing, `scsitape` asks for more.
 """
 
 from __future__ import annotations
