@@ -7,20 +7,18 @@ Each time: nothing is left over, every set that was whole before is whole, and s
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 
 import pytest
+from tests.crash.files_lab import lab_with_files
 from tests.crash.killed_backup import was_killed
 
 from splitmirror import config, journal
 from splitmirror.backup import backup
 from splitmirror.catalog import Catalog
 from splitmirror.config import Config
-from splitmirror.demo.lab import Disk, Lab, configuration, lab_at
+from splitmirror.demo.lab import Lab, configuration
 from splitmirror.model import BackupSet
 from splitmirror.recover import recover
 from splitmirror.run import unfinished
@@ -29,7 +27,6 @@ from splitmirror.verify import verify
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(600)]
 
-DISKS = (Disk(name="data", fstype="ext4", size=96 << 20),)
 FILES = 12
 CARTRIDGES = 8
 KINDS = {"begin", "freeze intended", "split intended", "released", "trusted", "plan", "writing",
@@ -39,14 +36,7 @@ KINDS = {"begin", "freeze intended", "split intended", "released", "trusted", "p
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    with (
-        tempfile.TemporaryDirectory(dir="/var/tmp", prefix="sm-pool-") as directory,
-        lab_at(Path(directory) / "lab", DISKS) as made,
-    ):
-        place = made.mountpoint("data") / "files"
-        place.mkdir()
-        for number in range(FILES):
-            (place / f"file{number:02d}").write_bytes(os.urandom(400_000))
+    with lab_with_files(FILES, 400_000) as made:
         yield made
 
 

@@ -3,21 +3,19 @@ carries it to its end. (tests/real/test_spanning.py kills the writing alone at e
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 
 import pytest
 from tests.crash import shelf_config
+from tests.crash.files_lab import lab_with_files
 from tests.crash.killed_backup import was_killed
 from tests.crash.shelf_config import ShelfConfig
 
 from splitmirror import journal
 from splitmirror.backup import backup
 from splitmirror.catalog import Catalog
-from splitmirror.demo.lab import Disk, Lab, configuration, lab_at
+from splitmirror.demo.lab import Lab, configuration
 from splitmirror.drill import drill
 from splitmirror.recover import recover
 from splitmirror.run import unfinished
@@ -25,21 +23,13 @@ from splitmirror.verify import verify
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(600)]
 
-DISKS = (Disk(name="data", fstype="ext4", size=96 << 20),)
 FILES = 14
 KINDS = ("plan", "writing", "volume full", "read", "catalogue", "written", "cleaned up")
 
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    with (
-        tempfile.TemporaryDirectory(dir="/var/tmp", prefix="sm-span-") as directory,
-        lab_at(Path(directory) / "lab", DISKS) as made,
-    ):
-        place = made.mountpoint("data") / "files"
-        place.mkdir()
-        for number in range(FILES):
-            (place / f"file{number:02d}").write_bytes(os.urandom(330_000))
+    with lab_with_files(FILES, 330_000) as made:
         yield made
 
 

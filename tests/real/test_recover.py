@@ -7,20 +7,19 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.crash.files_lab import lab_with_files
 
 from splitmirror import config, writing
 from splitmirror.backup import backup
 from splitmirror.catalog import Catalog
 from splitmirror.config import Config
-from splitmirror.demo.lab import Disk, Lab, configuration, lab_at
+from splitmirror.demo.lab import Lab, configuration
 from splitmirror.errors import Busy, CatalogError, JournalDamaged, LegError, WrongMedium
 from splitmirror.guard import wait_for_guards
 from splitmirror.media import supply
@@ -31,20 +30,12 @@ from splitmirror.verify import verify
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
 
-DISKS = (Disk(name="data", fstype="ext4", size=96 << 20),)
 FILES = 12
 
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    with (
-        tempfile.TemporaryDirectory(dir="/var/tmp", prefix="sm-recover-") as directory,
-        lab_at(Path(directory) / "lab", DISKS) as made,
-    ):
-        place = made.mountpoint("data") / "files"
-        place.mkdir()
-        for number in range(FILES):
-            (place / f"file{number:02d}").write_bytes(os.urandom(700_000))
+    with lab_with_files(FILES, 700_000) as made:
         yield made
 
 
