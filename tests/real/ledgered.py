@@ -42,7 +42,7 @@ def writing(path: Path, ledger: Path) -> AbstractContextManager[None]:
 @contextmanager
 def committing(kind: str, dsn: str, name: str, ledger: Path) -> Iterator[None]:
     """Transactions are committed, each noted in `ledger`, until the block is left."""
-    argv = [*COMMAND, kind, dsn, name, str(ledger)]
+    argv = [*COMMAND, kind, dsn, name, str(ledger), "0"]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
         assert writer.stdin is not None and writer.stdout is not None
         try:
