@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from splitmirror.mirrors import Mirror
 
 DEFAULT_PATH = Path("/etc/splitmirror.toml")
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}"  # what the errors below say of it
 _LONGEST_S = 1e9  # 31 years; a timer's clock counts nanoseconds in 63 bits
 _MOST_STREAMS = 16  # each has three windows of 64 MiB, two processes and some threads
 SEAMS: Final[dict[Seam, str]] = {"mirrors": "mirror", "databases": "database", "media": "medium"}
@@ -104,7 +105,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     backup: BackupOptions = BackupOptions()
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}", self.source):
+        if not re.fullmatch(_NAME, self.source):
             raise ConfigError(
                 f"source = {self.source!r} cannot name a lock and a directory",
                 hint="Take 1 to 32 letters, digits, dots, dashes and underscores.",
@@ -115,7 +116,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 hint="Take six capital letters and digits, for example SM0001.",
             )
         for name in self.pools:
-            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}", name):
+            if not re.fullmatch(_NAME, name):
                 raise ConfigError(
                     f"[pools.{name}] cannot be the name of a pool",
                     hint="Take 1 to 32 letters, digits, dots, dashes and underscores.",
