@@ -6,7 +6,7 @@ from tests.vm.conftest import Inside
 from tests.vm.guest import MIB, Disk, Guest
 
 REBOOT = "test_md_reboot.py"
-TAKES_S = 180
+TAKES_S = 160
 PROCESSORS = 1
 DISKS = (
     *(Disk(name=name, size=64 * MIB) for name in "abcd"),

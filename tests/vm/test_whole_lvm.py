@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tests.vm.conftest import WORK, Inside
 
-TAKES_S = 150
+TAKES_S = 175
 PROCESSORS = 1
 DISKS = (WORK,)
 
