@@ -4,8 +4,9 @@ side by side end together. docs/testing.md has an example."""
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,8 @@ _TEST_TIMEOUT_S = 2400
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     ours = [item for item in items if item.path.is_relative_to(_HERE)]
     ours.sort(key=_takes_s, reverse=True)
+    order = _in_turns([item.path for item in ours])
+    ours.sort(key=lambda item: order.index(item.path))
     items[:] = ours + [item for item in items if not item.path.is_relative_to(_HERE)]
     reason = why_not() if ours else ""
     for item in ours:
@@ -36,6 +39,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.timeout(_TEST_TIMEOUT_S))
         if reason:
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _in_turns(paths: Sequence[Path]) -> list[Path]:
+    """The files for processes side by side: each of them is given two at first, so whoever has the
+    longest of the first gets the shortest of the second, and so on."""
+    files, count = list(dict.fromkeys(paths)), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    rounds = [files[at : at + count] for at in range(0, len(files), count)]
+    return [file for number, row in enumerate(rounds) for file in row[:: -1 if number % 2 else 1]]
 
 
 def _takes_s(item: pytest.Item) -> float:
