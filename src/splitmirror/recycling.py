@@ -97,6 +97,7 @@ def label(
     elif there.ours and there.serial == new.serial:
         _require_expired(VolumeReader(medium), stock)
     else:
+        require_lost(there, new.serial, None)
         _label_blank(medium, catalog, new)
     once = is_write_once(medium)
     catalog.add_volume(replace(new, write_once=once))
@@ -108,7 +109,6 @@ def label(
 def _label_blank(medium: Medium, catalog: Catalog, new: VolumeRecord) -> None:
     """With the intent first here too, so that what a crash leaves is known and gone on with. Only a
     write-once one is known when it is labelled: it could not be written anew."""
-    require_lost(beginning(medium), new.serial, None)
     if is_write_once(medium):
         label_volume(medium, new.serial)
         return

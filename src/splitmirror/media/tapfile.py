@@ -5,6 +5,7 @@ Source: open(2), flock(2).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -22,19 +23,25 @@ def opened(path: Path, *, writable: bool) -> int:
     """A descriptor of the file, locked: writable for one, which makes it where it is missing,
     read-only for many. Raises NoSuchVolume, WrongMedium, Busy, MediumError."""
     fd = _open(path, writable)
-    try:
-        lock = (fcntl.LOCK_EX if writable else fcntl.LOCK_SH) | fcntl.LOCK_NB
-        briefly.tried(lambda: fcntl.flock(fd, lock), frozenset({errno.EAGAIN}))
-    except BaseException as error:
-        os.close(fd)
-        if isinstance(error, BlockingIOError):
-            raise Busy(
-                f"the virtual tape {path} is in use",
-                hint="Wait for the run that writes or reads it, or end it.",
-                path=str(path),
-            ) from None
-        raise
+    with contextlib.ExitStack() as undo:
+        undo.callback(os.close, fd)
+        _lock(path, fd, fcntl.LOCK_EX if writable else fcntl.LOCK_SH)
+        undo.pop_all()
     return fd
+
+
+def _lock(path: Path, fd: int, kind: int) -> None:
+    try:
+        lock = kind | fcntl.LOCK_NB
+        briefly.tried(lambda: fcntl.flock(fd, lock), frozenset({errno.EAGAIN}))
+    except BlockingIOError:
+        raise Busy(
+            f"the virtual tape {path} is in use",
+            hint="Wait for the run that writes or reads it, or end it.",
+            path=str(path),
+        ) from None
+    except OSError as error:  # a filesystem that knows no locks
+        raise trouble(path, "cannot be locked", error) from error
 
 
 def _open(path: Path, writable: bool) -> int:
