@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from splitmirror.errors import EndOfMedium
+from splitmirror.errors import EndOfMedium, MediumError
 from splitmirror.media.labels import TapeFileKind
 from splitmirror.media.virtualtape import Settings, open_medium
 from splitmirror.media.volume import VolumeReader, open_for_append
@@ -51,3 +54,17 @@ def test_a_host_filesystem_that_runs_full_is_warned_of_and_ends_the_volume(small
     assert list(reader.files()) == [file]
     assert reader.end().closed
     medium.unload()
+
+
+def test_a_filesystem_without_locks_is_told_and_the_file_is_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(fd: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    before = os.listdir("/proc/self/fd")
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with pytest.raises(MediumError, match="cannot be locked: No locks available") as caught:
+        open_medium(Settings(path=str(tmp_path / "volume.tap"))).load(writable=True)
+    assert caught.value.hint
+    assert os.listdir("/proc/self/fd") == before
