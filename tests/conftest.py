@@ -3,6 +3,7 @@ processes it can run tests in."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from splitmirror.system import namespaces
 
 pytest_plugins = ["tests.vm.tier"]
 
@@ -43,8 +46,16 @@ def pytest_xdist_auto_num_workers() -> int:
     return max(1, min(len(os.sched_getaffinity(0)), available // _TESTS))
 
 
-def pytest_configure() -> None:
-    """Ctrl-C is part of what is tested; a job in the background is started with it ignored."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Mounts of this run's own, Ctrl-C as in a terminal, and the examples that are tried."""
+    # What tests mount goes with the last of their processes, when they are killed too: a dead FUSE
+    # mount left below a loop device makes every mkfs.btrfs on the host fail. xdist's processes
+    # inherit it. (Without the privilege there is nothing that could be mounted.)
+    if not hasattr(config, "workerinput"):
+        with contextlib.suppress(PermissionError):
+            namespaces.unshare(namespaces.CLONE_NEWNS)
+            namespaces.make_mounts_slaves()
+    # Ctrl-C is part of what is tested; a job in the background is started with it ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # Where many changes are judged, the same examples each time; elsewhere always new ones.
     settings.register_profile("ci", derandomize=True)

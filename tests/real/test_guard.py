@@ -51,6 +51,10 @@ with Guard(mountpoints, Path(record)) as guard, Freeze(mountpoints, guard, float
         f.flush()
     f.freeze()
     print("frozen", flush=True)
+    if extra == "hang up":
+        os.closerange(3, 1024)
+        time.sleep(0.05)
+        os._exit(0)
     if extra == "release":
         sys.stdin.readline()
         try:
@@ -125,6 +129,20 @@ def test_a_killed_backup_leaves_nothing_frozen(disks: list[LoopFs], session: Ses
     assert released.thawed_after_s < 0.1
     assert (released.ended, released.remaining) == (("the session",), ())
     assert ended(session)
+
+
+def test_a_backup_whose_files_are_closed_but_that_is_still_dying_counts_as_dead(
+    disk: LoopFs, tmp_path: Path
+) -> None:
+    holder = Holder(tmp_path / "guard.json", [disk], extra="hang up")
+    with contextlib.closing(holder):
+        assert holder.hears() == "frozen\n"
+        assert holder.process.wait(10) == 0
+        assert disk.writable_within(0.5)
+        assert holder.guard_gone()
+    released = read_record(holder.record)
+    assert released is not None
+    assert (released.cause, released.killed) == ("holder gone", False)
 
 
 def test_a_stopped_backup_is_thawed_at_the_deadline_and_killed(

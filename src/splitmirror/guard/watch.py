@@ -29,7 +29,10 @@ _GRACE_S = 1.0
 _FIRST_THAW_S = (
     0.2  # a thaw that waits longer (for a freeze still going on) does not delay the kill
 )
-_THAW_AGAIN_S = 0.02  # while a killed holder is dying, perhaps held up by its own freeze
+_THAW_AGAIN_S = 0.02  # while the holder is dying, perhaps held up by its own freeze
+# A process that dies closes its files a moment before it counts as exited (do_exit in the kernel's
+# exit.c): one that has hung up is not called living, and not killed, before this has passed.
+_DYING_S = 0.2
 _SESSION_S = 2.0  # how long the record waits to see that an ended session is gone
 
 _CGROUP = "splitmirror-guard-"  # and the guard's pid
@@ -170,14 +173,16 @@ class _Watch:
             self._leave_record(cause, killed=killed, thawed_after_s=took_s, sessions=True)
 
     def _kill_holder(self) -> bool:
-        """See the holder dead. False: it was, before it was killed."""
-        alive = not process.wait_exit(self._holder, 0)
-        if alive:
-            process.send(self._holder, signal.SIGKILL)
+        """See the holder dead; whether it had to be killed."""
+        killed = False
+        until = time.monotonic() + _DYING_S
         while not process.wait_exit(self._holder, _THAW_AGAIN_S):
+            if not killed and time.monotonic() >= until:
+                process.send(self._holder, signal.SIGKILL)
+                killed = True
             if self._deadlines:  # one of its threads may wait for a write to go through
                 self._thawers.thaw(_THAW_AGAIN_S)
-        return alive
+        return killed
 
     def _leave_record(
         self,
