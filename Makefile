@@ -3,7 +3,7 @@
 # make test    set up, then every test; the slow tiers say what they ran        (ARGS="-k name")
 #              SKIP_VM=1 leaves out the guests, which take most of the time
 # make test-vm the guests alone: LVM, md, PostgreSQL on Debian's own kernel, emulated; docs/testing.md
-#              (ARGS="tests/vm/test_platform.py --inside md")
+#              (ARGS="tests/vm/test_guest.py --inside md")
 # make bench   every figure that matters, against what people use instead (ARGS="--scale 0.1 --json")
 # make bench-page   docs/performance.md from the figures that `make bench` saved
 # make check   style, types, the rooms' import rules, and that every test can be collected

@@ -4,7 +4,7 @@ import pytest
 from tests.vm.conftest import WORK, Inside
 from tests.vm.guest import MIB, Disk, Guest
 
-TAKES_S = 360
+TAKES_S = 340
 PROCESSORS = 1
 DISKS = (*(Disk(name=name, size=128 * MIB) for name in "abcde"), WORK)
 

@@ -8,7 +8,7 @@ from tests.vm.conftest import WORK, Inside
 from tests.vm.guest import MIB, Disk, Guest
 
 REBOOT = "test_md_reboot.py"
-TAKES_S = 280
+TAKES_S = 270
 PROCESSORS = 1
 DISKS = (
     *(Disk(name=name, size=64 * MIB) for name in "abcd"),

@@ -1,4 +1,4 @@
-"""Host tests over scenarios that are broken on purpose. Run by test_dying.py alone: their failing
+"""Host tests over scenarios that are broken on purpose. Run by test_guest.py alone: their failing
 is what it looks at."""
 
 from __future__ import annotations

@@ -179,11 +179,11 @@ class SQLite:
 
 
 @contextmanager
-def writing(lab: Lab, kind: str, dsn: str, name: str, rest_s: float = 0) -> Iterator[None]:
+def writing(lab: Lab, kind: str, dsn: str, name: str) -> Iterator[None]:
     """A writer that commits numbered transactions until the block is left, and notes in the lab's
-    ledger which of them were acknowledged, and when. It rests for `rest_s` between two."""
+    ledger which of them were acknowledged, and when."""
     process = subprocess.Popen(
-        [*writer.COMMAND, kind, dsn, name, str(lab.ledger), str(rest_s)],
+        [*writer.COMMAND, kind, dsn, name, str(lab.ledger)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -1,8 +1,7 @@
 """A writer that commits numbered transactions until it is told to stop (end of its input).
 
-A process of its own: COMMAND with KIND DSN NAME LEDGER REST, the last in seconds between two
-commits. It says `ready` after its first commit. It waits through a freeze like any client of the
-database would.
+A process of its own: COMMAND with KIND DSN NAME LEDGER. It says `ready` after its first commit. It
+waits through a freeze like any client of the database would.
 """
 
 from __future__ import annotations
@@ -54,18 +53,36 @@ def committer_sqlite(path: str, name: str) -> Callable[[int], None]:
 COMMITTERS = {"postgresql": committer_postgresql, "sqlite": committer_sqlite}
 
 
-def main() -> None:
-    kind, dsn, name, ledger, rest_s = sys.argv[1:]
+def write(
+    kind: str,
+    dsn: str,
+    name: str,
+    ledger: Path,
+    told_to_stop: Callable[[], bool],
+    begun: Callable[[], object],
+) -> None:
+    """Commit until told to stop, which is asked before each; `begun` is called after the first."""
     commit = COMMITTERS[kind](dsn, name)
-    path = Path(ledger) / f"{name}.acknowledged"
-    with path.open("w", buffering=1) as noted:
+    with (ledger / f"{name}.acknowledged").open("w", buffering=1) as noted:
         number = 0
-        while not select.select([sys.stdin], [], [], float(rest_s))[0]:
+        while not told_to_stop():
             number += 1
             commit(number)
             noted.write(f"{number} {time.monotonic():.6f}\n")
             if number == 1:
-                os.write(sys.stdout.fileno(), b"ready\n")
+                begun()
+
+
+def main() -> None:
+    kind, dsn, name, ledger = sys.argv[1:]
+
+    def told_to_stop() -> bool:
+        return bool(select.select([sys.stdin], [], [], 0)[0])
+
+    def begun() -> None:
+        os.write(sys.stdout.fileno(), b"ready\n")
+
+    write(kind, dsn, name, Path(ledger), told_to_stop, begun)
 
 
 if __name__ == "__main__":

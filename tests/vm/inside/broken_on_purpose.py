@@ -1,4 +1,4 @@
-"""Scenarios that end in every way but well: test_dying.py looks at how the host tells of them."""
+"""Scenarios that end in every way but well: test_guest.py looks at how the host tells of them."""
 
 from __future__ import annotations
 

@@ -11,15 +11,24 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(
-    ["splitmirror.cli.app", "splitmirror.backup", "splitmirror.recover", "splitmirror.drill"]
+    [
+        *("splitmirror.cli.app", "splitmirror.backup", "splitmirror.recover", "splitmirror.drill"),
+        *("splitmirror.verify", "splitmirror.demo.writer", "splitmirror.media.virtualtape"),
+        *("splitmirror.mirrors.lvm", "splitmirror.mirrors.md"),
+        *("splitmirror.databases.none", "splitmirror.databases.postgresql"),
+    ]
 )
 
 KILLED = -signal.SIGKILL
+_BEGINS_S = 60.0
+_ENDS_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +63,23 @@ def _redirected(
         os.dup2(file, fd)
         os.close(file)
     act(*arguments)
+
+
+@contextmanager
+def meanwhile(act: Callable[..., object], *arguments: object, rest_s: float) -> Iterator[None]:
+    """Have `act(*arguments, told_to_stop, begun)` called in a process of its own, from when it says
+    that it has begun until the block is left. To ask whether it is told to stop takes `rest_s`."""
+    stop, begun = _forks.Event(), _forks.Event()
+    process = _forks.Process(target=act, args=(*arguments, partial(stop.wait, rest_s), begun.set))
+    process.start()
+    try:
+        assert begun.wait(_BEGINS_S)
+        yield
+    finally:
+        stop.set()
+        process.join(_ENDS_S)
+        process.kill()
+    assert process.exitcode == 0
 
 
 def splitmirror(*words: str) -> Ended:

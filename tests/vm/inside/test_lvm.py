@@ -64,8 +64,10 @@ def opened(made: None, tmp_path: Path) -> Iterator[Open]:
         left = one(*some)
         if (split_id := left.state().split_id) is not None:
             left.rejoin(split_id)
-        left.synchronize(silent)
         left.close()
+    both = one()
+    both.synchronize(silent)
+    both.close()
 
 
 # --- putting a leg back

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -14,13 +14,11 @@ from tests.vm.inside.whole import MIB, Scene, scene_on
 
 from splitmirror.demo.below import Below, Lvm, Md
 from splitmirror.demo.lab import Disk, Lab
-from splitmirror.model import Mode
 
 pytestmark = pytest.mark.timeout(600)
 
-come_back = whole.test_a_backup_comes_back_with_every_acknowledged_transaction
-
 test_init_and_doctor = whole.test_init_proposes_what_is_there_and_doctor_finds_it_well
+test_it_comes_back = whole.test_a_backup_comes_back_with_every_acknowledged_transaction
 
 DISKS = (
     Disk(name="data", fstype="xfs", size=320 * MIB),
@@ -53,11 +51,6 @@ class LvmAndMd:
 def scene() -> Iterator[Scene]:
     with scene_on(LvmAndMd(), DISKS, split, give_back) as made:
         yield made
-
-
-def test_it_comes_back(scene: Scene, record_property: Callable[[str, object], None]) -> None:
-    """In hot mode: in both modes the legs are parted under the freeze of all that is split."""
-    come_back(scene, Mode.HOT, record_property)
 
 
 def split(lab: Lab, disk: Disk) -> None:

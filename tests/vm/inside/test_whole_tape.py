@@ -39,8 +39,8 @@ from splitmirror.verify import verify
 
 pytestmark = pytest.mark.timeout(900)
 
-PART, BLOCK = 8 * MIB, 64 << 10
-CARTRIDGE = 18 * MIB  # the set takes three or four
+PART, BLOCK = 4 * MIB, 64 << 10
+CARTRIDGE = 11 * MIB  # the set takes three
 BARCODES = ("SM0001L8", "SM0002L8", "SM0003L8", "SM0004L8", "SM0005L8")
 _PROGRAM_S = 300.0
 _READ_6 = 0x08  # SSC-3, READ(6)
