@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import subprocess
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 
 from splitmirror import journal
 from splitmirror.catalog import Catalog
 from splitmirror.config import Config
+from splitmirror.demo import subjects
 from splitmirror.demo.ledger import Verdict, acknowledged, judge
 from splitmirror.demo.subjects import entries
-from splitmirror.demo.writer import COMMAND, SCHEMA
+from splitmirror.demo.writer import SCHEMA
 from splitmirror.drill import drill
 from splitmirror.model import BackupSet
 
@@ -35,23 +34,8 @@ def create(place: Path, name: str, filler: int = 0) -> Path:
 
 
 def writing(path: Path, ledger: Path) -> AbstractContextManager[None]:
-    """`committing` to a SQLite database."""
-    return committing("sqlite", str(path), path.stem, ledger)
-
-
-@contextmanager
-def committing(kind: str, dsn: str, name: str, ledger: Path) -> Iterator[None]:
-    """Transactions are committed, each noted in `ledger`, until the block is left."""
-    argv = [*COMMAND, kind, dsn, name, str(ledger), "0"]
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
-        assert writer.stdin is not None and writer.stdout is not None
-        try:
-            assert writer.stdout.readline() == b"ready\n"
-            yield
-            writer.stdin.close()
-            assert writer.wait(60) == 0
-        finally:
-            writer.kill()
+    """`splitmirror.demo.subjects.writing`, to a SQLite database."""
+    return subjects.writing("sqlite", str(path), path.stem, ledger)
 
 
 def judged(loaded: Config, made: BackupSet, ledger: Path, scratch: Path) -> Verdict:

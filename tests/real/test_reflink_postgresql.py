@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.real.ledgered import committing, judged
+from tests.real.ledgered import judged
 from tests.real.reflink_lab import HOSTS, MIB, Images, images_on, with_filesystems
 
 from splitmirror.backup import backup
 from splitmirror.demo.lab import Lab
-from splitmirror.demo.subjects import PostgreSQL
+from splitmirror.demo.subjects import PostgreSQL, writing
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 
@@ -42,7 +42,7 @@ def test_a_cluster_under_load_comes_back_whole(
     images, cluster = running
     loaded = images.configured(dict(cluster.table()), mode=mode)
     name = f"writer-{mode}"
-    with committing("postgresql", cluster.dsn, name, images.ledger):
+    with writing("postgresql", cluster.dsn, name, images.ledger):
         made = backup(loaded)
 
     verdict = judged(loaded, made, images.ledger, tmp_path)

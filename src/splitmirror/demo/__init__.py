@@ -117,8 +117,8 @@ def _in_lab(base: Path, options: Options, below: Below, tell: Narrator, watch: W
         subject.create()
         with subject.running(), ExitStack() as load:
             subject.fill(options.size)
-            for kind, dsn, name in subject.writers():
-                load.enter_context(subjects.writing(lab, kind, dsn, name))
+            for told in subject.writers():
+                load.enter_context(subjects.writing(*told, lab.ledger))
             tell(f"backing up with {lab.config_path} while {len(subject.writers())} writers commit")
             floor_s = _pause_floor(loaded, watch)
             backup_set = backup(loaded, watch)

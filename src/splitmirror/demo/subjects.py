@@ -179,23 +179,23 @@ class SQLite:
 
 
 @contextmanager
-def writing(lab: Lab, kind: str, dsn: str, name: str) -> Iterator[None]:
-    """A writer that commits numbered transactions until the block is left, and notes in the lab's
-    ledger which of them were acknowledged, and when."""
+def writing(kind: str, dsn: str, name: str, ledger: Path) -> Iterator[None]:
+    """A writer that commits numbered transactions until the block is left, and notes in the ledger
+    which of them were acknowledged, and when. Raises SplitmirrorError when it fails."""
     process = subprocess.Popen(
-        [*writer.COMMAND, kind, dsn, name, str(lab.ledger)],
+        [*writer.COMMAND, kind, dsn, name, str(ledger)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    assert process.stdin is not None and process.stdout is not None
+    assert process.stdout is not None
     try:
-        if process.stdout.readline() != b"ready\n":
-            said = process.communicate()[1].decode(errors="replace")
+        begun = process.stdout.readline() == b"ready\n"
+        if begun:
+            yield
+        said = process.communicate(timeout=WRITER_ENDS_S)[1].decode(errors="replace")
+        if process.returncode or not begun:
             raise SplitmirrorError(f"the writer {name} failed: {said[-500:]}")
-        yield
-        process.stdin.close()
-        process.wait(WRITER_ENDS_S)
     finally:
         if process.poll() is None:
             process.kill()
