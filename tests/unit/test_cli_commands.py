@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -91,6 +92,25 @@ def test_an_interrupt_says_what_could_not_be_put_right() -> None:
     assert done.returncode == INTERRUPTED
     assert "but: the leg is still split" in done.stderr
     assert document(done)["kind"] == "Interrupted"
+
+
+def test_an_interrupt_while_modules_are_imported_ends_with_its_code_too(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys, types\n"
+        "def app(**_): exec('raise KeyboardInterrupt')\n"
+        "module = sys.modules['splitmirror.cli.app'] = types.ModuleType('app')\n"
+        "module.app = app\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "splitmirror", "list"],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == INTERRUPTED, done.stderr
+    assert "interrupted" in done.stderr
 
 
 def test_a_table_keeps_its_columns_whatever_is_in_them(capsys: pytest.CaptureFixture[str]) -> None:
