@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
+import math
 import os
 import select
 import signal
@@ -91,7 +92,7 @@ class _Watch:
                 if not self._answer():
                     return
             elif ready:  # the holder has exited, but a child that it forked still has its end
-                self._step_in("holder gone", kill=True)
+                self._step_in("holder gone", kill_after_s=_DYING_S)
                 return
             elif (what := self._overdue()) is not None and self._deadline_passed(what):
                 return
@@ -111,11 +112,11 @@ class _Watch:
         if isinstance(message, wire.Nothing):
             if message is wire.Nothing.LATE:
                 return True
-            self._step_in("holder gone", kill=True)
+            self._step_in("holder gone", kill_after_s=_DYING_S)
             return False
         number, *question = message
         if question == ["end"] and self._deadlines:
-            self._step_in("let go while armed", kill=False)
+            self._step_in("let go while armed", kill_after_s=None)
         word = self._obey(question)
         with contextlib.suppress(OSError):  # a holder that died meanwhile is seen by the poll
             wire.send(self._socket, [number, word])
@@ -153,36 +154,45 @@ class _Watch:
             elif ready:
                 break
         if what in self._deadlines:
-            self._step_in(f"deadline: {what}", kill=True, thawed_after_s=thawed_after_s)
+            self._step_in(f"deadline: {what}", kill_after_s=0, thawed_after_s=thawed_after_s)
             return True
         self._leave_record(f"deadline: {what}", thawed_after_s=thawed_after_s)
         return False
 
-    def _step_in(self, cause: str, *, kill: bool, thawed_after_s: float | None = None) -> None:
-        """Release everything, in the order that the package's docstring gives."""
+    def _step_in(
+        self, cause: str, *, kill_after_s: float | None, thawed_after_s: float | None = None
+    ) -> None:
+        """Release everything, in the order that the package's docstring gives; a holder that still
+        lives after `kill_after_s` is killed (None: it may live)."""
         began = time.monotonic()
         if self._deadlines:
             self._thawers.thaw(_FIRST_THAW_S)
         took_s = time.monotonic() - began if thawed_after_s is None else thawed_after_s
         for kept in self._sessions:
             process.send(kept.pidfd, kept.session.signal)
-        killed = kill and self._kill_holder()
+        killed = kill_after_s is not None and self._kill_holder(kill_after_s)
         if self._deadlines:
             self._thawers.thaw_for_good()
         if self._deadlines or self._sessions:
             self._leave_record(cause, killed=killed, thawed_after_s=took_s, sessions=True)
 
-    def _kill_holder(self) -> bool:
+    def _kill_holder(self, after_s: float) -> bool:
         """See the holder dead; whether it had to be killed."""
-        killed = False
-        until = time.monotonic() + _DYING_S
-        while not process.wait_exit(self._holder, _THAW_AGAIN_S):
-            if not killed and time.monotonic() >= until:
-                process.send(self._holder, signal.SIGKILL)
-                killed = True
+        killed = not self._seen_dead(after_s)
+        if killed:
+            process.send(self._holder, signal.SIGKILL)
+            self._seen_dead(math.inf)
+        return killed
+
+    def _seen_dead(self, limit_s: float) -> bool:
+        """Wait for the holder's exit, and keep everything thawed meanwhile."""
+        until = time.monotonic() + limit_s
+        while not process.wait_exit(self._holder, min(limit_s, _THAW_AGAIN_S)):
+            if time.monotonic() >= until:
+                return False
             if self._deadlines:  # one of its threads may wait for a write to go through
                 self._thawers.thaw(_THAW_AGAIN_S)
-        return killed
+        return True
 
     def _leave_record(
         self,
