@@ -55,7 +55,14 @@ from splitmirror.model import (
     Tree,
 )
 from splitmirror.notes import Trusted, json_of
-from splitmirror.preflight import attached, require_root, stop_at_first, would_freeze
+from splitmirror.preflight import (
+    attached,
+    fits,
+    frozen,
+    require_root,
+    stop_at_first,
+    would_freeze,
+)
 from splitmirror.progress import Progress, Watch, unwatched
 from splitmirror.run import Run
 from splitmirror.stream.plan import Plan, plan_parts
@@ -243,10 +250,11 @@ def opened(config: Config) -> Iterator[Tools]:
 def look_first(config: Config, tools: Tools) -> None:
     """Stop at whatever would stop the backup later, while nothing has been touched."""
     stop_at_first([attached(tools.mirror)])
+    stop_at_first([fits(tools.mirror, tools.database, config.backup.mode)])
     stop_at_first(tools.database.preflight(config.backup.mode))
     layout = tools.database.layout()
     trees = plan_trees(layout.roots, tools.mirror.volumes(), layout.keep)
-    stop_at_first(would_freeze(config, filesystems_of(trees)))
+    stop_at_first(would_freeze(config, frozen(tools.mirror, filesystems_of(trees))))
     stop_at_first(tools.mirror.preflight(filesystems_of(trees)))
     require_destination(config, tools.catalog)
     require_streams(config, tools.supply.streams)
@@ -275,7 +283,8 @@ def map_early(tools: Tools, changes: Changes, progress: Progress) -> Early:
 def standstill(config: Config, run: Run, tools: Tools, trees: tuple[Tree, ...]) -> Iterator[Hold]:
     """The guard, and under its eyes the holds that the recipe takes. In freeze mode the split is
     prepared first, for `quiesce` freezes."""
-    mountpoints = [filesystem.mountpoint for filesystem in filesystems_of(trees)]
+    to_freeze = frozen(tools.mirror, filesystems_of(trees))
+    mountpoints = [filesystem.mountpoint for filesystem in to_freeze]
     devices: tuple[int, ...] = ()
     if Feature.SUSPENDS in tools.mirror.features:
         devices = cast(Suspending, tools.mirror).suspends()
@@ -383,7 +392,7 @@ def check_leg(leg: Leg, early: FileTable, found: Seen) -> Checked:
     with LegView(leg, found.trees) as view:
         now = scan(view, found.trees, found.layout.keep, xattrs=True)
     now.of_leg = True
-    return check(early, now)
+    return check(early, now, inodes_differ=leg.inodes_differ)
 
 
 def confirm(
@@ -445,6 +454,8 @@ def pause_parts(options: BackupOptions, hold: Hold, phases: list[Phase]) -> dict
     """What the write pause consists of, in seconds: in hot mode the split, in freeze mode every
     phase under the freeze."""
     parts = hold.pause_parts
+    if not parts:
+        return {}
     under = {"discover", "prepare", "split", "check"}
     held = {"split": parts["held"]}
     if options.mode is Mode.FREEZE:

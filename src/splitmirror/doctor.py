@@ -126,7 +126,8 @@ def _known(config: Config) -> contextlib.AbstractContextManager[Catalog | None]:
 def _source(config: Config) -> Iterable[Finding]:
     mirror, database = config.open_mirror(), config.open_database()
     try:
-        looked = database.preflight(config.backup.mode)
+        looked = [preflight.fits(mirror, database, config.backup.mode)]
+        looked += database.preflight(config.backup.mode)
         yield from looked
         state = _attached(config, mirror)
         yield state
@@ -141,7 +142,8 @@ def _source(config: Config) -> Iterable[Finding]:
         for root in layout.apart:
             name, where = os.fsdecode(root.name), os.fsdecode(root.path)
             yield Finding(what=f"{name}: {where}, copied from there; neither frozen nor split")
-        yield from preflight.would_freeze(config, filesystems_of(trees))
+        to_freeze = preflight.frozen(mirror, filesystems_of(trees))
+        yield from preflight.would_freeze(config, to_freeze)
         yield from mirror.preflight(filesystems_of(trees))
         yield from _room_for_set(config, filesystems_of(trees))
     finally:

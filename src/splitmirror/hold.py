@@ -3,7 +3,8 @@
 The outer one is the database's: from its quiesce to its release. The inner one is the freeze of
 the filesystems around the split; in freeze mode it begins with the quiesce and, where the maps are
 checked before the release, ends with it. Only the inner one, and a locked database, make writers
-wait. The guard knows of both and ends them if this process cannot.
+wait. The guard knows of both and ends them if this process cannot. Where the engine writes to those
+filesystems in order to split, there is no inner one.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class Hold:
         self._undo = ExitStack()
         self._frozen = ExitStack()
         self._held: DatabaseHold | None = None
+        self._parting_s = 0.0  # monotonic; what was written before is in the split
         self.began_s = 0.0
         self.ended_s = 0.0
         self.pause_s = 0.0
@@ -91,7 +93,8 @@ class Hold:
         """Part the mirror under the freeze. Hot mode thaws at once; freeze mode only with `thaw`.
 
         Raises HoldBroken when someone else thawed meanwhile."""
-        if self._mode is Mode.HOT:
+        self._parting_s = time.monotonic()
+        if self._mode is Mode.HOT and self._freeze.mountpoints:
             self._begin_freeze()
         mirror.split(split_id)
         if thaw or self._mode is Mode.HOT:
@@ -124,13 +127,16 @@ class Hold:
             "released",
             pause_s=self.pause_s,
             window_s=self.ended_s - self.began_s,
-            consistent_s=asked_s if redo else began_s,
+            consistent_s=asked_s if redo else began_s or self._parting_s,
         )
         return redo
 
     @property
     def pause_parts(self) -> dict[str, float]:
-        """Seconds until all was frozen, between, and until all was thawed. After `release`."""
+        """Seconds until all was frozen, between, and until all was thawed; nothing where nothing
+        was frozen. After `release`."""
+        if not self._freeze.mountpoints:
+            return {}
         parts = self._freeze.parts
         return {"freeze": parts.freeze_s, "held": parts.held_s, "thaw": parts.thaw_s}
 

@@ -187,12 +187,34 @@ class FileEntry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Folder:
+    """A directory `path`, which stands for what is at `inside` of a filesystem, counted from that
+    one's own root (as Tree.inside is)."""
+
+    path: str
+    inside: bytes
+
+    def way_to(self, inside: bytes) -> bytes | None:
+        """The path below this directory to what is at another place of the filesystem, b"" for
+        itself; None: that is not in it."""
+        if inside == self.inside:
+            return b""
+        above = self.inside + b"/" if self.inside else b""
+        return inside[len(above) :] if inside.startswith(above) else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Volume:
-    """A block device that the mirror engine mirrors, as the primary sees it."""
+    """A block device that the mirror engine mirrors, as the primary sees it.
+
+    `folders`: where the engine copies not the device but directories of the filesystem on it, these
+    alone, and no subvolume in them.
+    """
 
     name: str  # the engine's name for it, unique within the mirror
     device: str  # /dev/...
     size: int
+    folders: tuple[Folder, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,11 +260,16 @@ class Run:
 class Leg:
     """A mirror half parted from its primary. Read it, never write it.
 
-    For each volume its runs, in the order of the volume's addresses from 0 on.
+    For each volume its runs, in the order of the volume's addresses from 0 on. `folders`: of a
+    volume of which directories are copied, the copies; they share their blocks with the originals,
+    so their maps are of the volume's own device, which is its run. `inodes_differ`: they are other
+    files than the originals.
     """
 
     split_id: str
     volumes: Mapping[str, tuple[Run, ...]]
+    folders: Mapping[str, tuple[Folder, ...]] = field(default_factory=dict)
+    inodes_differ: bool = False
 
     def locate(self, volume: str, address: int, length: int) -> list[Run]:
         """Where `length` bytes from `address` of a volume lie.

@@ -8,9 +8,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from splitmirror.config import Config
-from splitmirror.errors import MirrorNotReady, PrivilegeError, SplitmirrorError, WouldFreeze
+from splitmirror.databases import Database
+from splitmirror.errors import (
+    MirrorNotReady,
+    PrivilegeError,
+    SplitmirrorError,
+    UnsafeMirror,
+    WouldFreeze,
+)
 from splitmirror.mirrors import Feature, Mirror
-from splitmirror.model import Filesystem, Finding
+from splitmirror.model import Filesystem, Finding, Mode
 from splitmirror.system.filesystems import superblocks_below
 
 NEEDS_ROOT = (
@@ -61,6 +68,30 @@ def attached(mirror: Mirror) -> Finding:
     return Finding(what=f"mirror attached, {'level' if state.level else state.why or 'not level'}")
 
 
+def fits(mirror: Mirror, database: Database, mode: Mode) -> Finding:
+    """Whether this mirror's split can be of use to this database in this mode."""
+    problem: SplitmirrorError | None = None
+    if Feature.UNFROZEN in mirror.features:
+        if mode is Mode.FREEZE:
+            problem = UnsafeMirror(
+                "this mirror is split by writing to the database's own filesystem, which therefore "
+                "cannot be frozen",
+                hint='Set mode = "hot" in [backup], or take another engine; docs/mirrors.md.',
+            )
+        elif Feature.GROUP_SPLIT not in mirror.features and not database.mends_instants:
+            problem = UnsafeMirror(
+                "the files of this leg are copied one after another, and this database needs all "
+                "of them as they were at one instant",
+                hint="Keep it in one btrfs subvolume, or in an image file; docs/mirrors.md.",
+            )
+    return Finding(what=f"mirror and {mode} mode", problem=problem)
+
+
+def frozen(mirror: Mirror, filesystems: Sequence[Filesystem]) -> list[Filesystem]:
+    """Those of the filesystems of the set that are frozen around the split."""
+    return [] if Feature.UNFROZEN in mirror.features else list(filesystems)
+
+
 def own_paths(config: Config) -> Iterator[tuple[str, Path]]:
     """What the run itself writes or loads while filesystems are frozen, in words and as paths."""
     yield "the state directory (journal)", config.state
@@ -81,11 +112,11 @@ def own_paths(config: Config) -> Iterator[tuple[str, Path]]:
 
 def would_freeze(config: Config, filesystems: Sequence[Filesystem]) -> list[Finding]:
     """One finding for each thing of ours that lies on a filesystem that will be frozen."""
-    frozen = {filesystem.devno: filesystem for filesystem in filesystems}
+    by_devno = {filesystem.devno: filesystem for filesystem in filesystems}
     findings = []
     for what, path in own_paths(config):
-        for devno in frozen.keys() & filesystems_below(path):
-            filesystem = frozen[devno]
+        for devno in by_devno.keys() & filesystems_below(path):
+            filesystem = by_devno[devno]
             problem = WouldFreeze(
                 f"{what} lies on {filesystem.mountpoint}, which will be frozen: {path}",
                 hint="Move it to a filesystem that is not part of the backup, or change its path "

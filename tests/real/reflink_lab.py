@@ -54,19 +54,19 @@ class Images:
         disks = [{"name": disk.name, "image": disk.image} for disk in self.disks]
         self.config_path.write_text(
             f'source = "reflinked"\nstate_dir = "{self.base}/state"\n'
-            f"[database]\n{_table(database)}"
+            f"[database]\n{table(database)}"
             f'[mirror]\ndriver = "reflink"\n'
-            + "".join(f"[[mirror.disks]]\n{_table(disk)}" for disk in disks)
+            + "".join(f"[[mirror.disks]]\n{table(disk)}" for disk in disks)
             + f'[medium]\ndriver = "virtualtape"\npath = "{self.base}/SM0001.tap"\n'
-            f"[backup]\n{_table(options)}"
+            f"[backup]\n{table(options)}"
         )
         return config.load(self.config_path)
 
 
-def _table(values: Mapping[str, object]) -> str:
+def table(values: Mapping[str, object]) -> str:
     """In TOML; a table in it as one."""
     return "".join(
-        f"{key} = {{ {', '.join(_table(value).splitlines())} }}\n"
+        f"{key} = {{ {', '.join(table(value).splitlines())} }}\n"
         if isinstance(value, dict)
         else f"{key} = {json.dumps(value)}\n"
         for key, value in values.items()

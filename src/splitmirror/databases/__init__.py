@@ -128,6 +128,7 @@ class Database(Protocol):
     """A database server, or a set of database files. Raises DatabaseError with what to do."""
 
     modes: frozenset[Mode]
+    mends_instants: bool  # in hot mode its files may be of different instants within the hold
 
     def preflight(self, mode: Mode) -> list[Finding]:
         """What would stop a backup in this mode. Changes nothing. Does not raise for what it finds.

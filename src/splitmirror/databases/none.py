@@ -63,6 +63,7 @@ class Files:
     """The driver. Needs no connection and no preparation."""
 
     modes = frozenset({Mode.FREEZE})
+    mends_instants = False
 
     def __init__(self, named: Mapping[bytes, Path]) -> None:
         self._named = named

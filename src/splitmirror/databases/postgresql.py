@@ -59,6 +59,8 @@ class Postgresql:
     """The driver. Knows the server after `preflight`."""
 
     modes = frozenset({Mode.FREEZE, Mode.HOT})
+    # As in any base backup: documentation, "Making a Base Backup Using the Low Level API".
+    mends_instants = True
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings

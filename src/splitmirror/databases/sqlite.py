@@ -66,6 +66,7 @@ class Sqlite:
     """The driver. Opens no database file in this process, ever."""
 
     modes = frozenset({Mode.FREEZE, Mode.HOT})
+    mends_instants = False  # a database and its -wal belong together
 
     def __init__(self, paths: Sequence[str]) -> None:
         # SQLite, too, looks for -wal beside the file that a link leads to

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
-from splitmirror.extents.views import FILE_FLAGS
 from splitmirror.model import Tree
 from splitmirror.system import filesystems
 from splitmirror.system.fanotify import Place, Watch, path_of
+from splitmirror.system.opening import FILE_FLAGS
 
 ARMED: Final = "armed"
 

@@ -51,11 +51,14 @@ class Shortened:
         return replace(self.changed, table=self.patch.applied())
 
 
-def check(early: FileTable, now: FileTable, *, unchanged: int = 0) -> Checked:
+def check(
+    early: FileTable, now: FileTable, *, unchanged: int = 0, inodes_differ: bool = False
+) -> Checked:
     """Compare an early table with one of the split; the result's table is `now` itself.
 
     What only changed its times, owner or mode is not renewed: its map was right, and its attributes
     come from `now` anyhow. `unchanged`: early maps that hold and are in neither table.
+    `inodes_differ`: the files of `now` are other ones that lie as those of `early` did.
     """
     unmatched = bytearray(kind in _MAPPED for kind in early.kinds())
     mapped_early = sum(unmatched) + unchanged
@@ -70,7 +73,7 @@ def check(early: FileTable, now: FileTable, *, unchanged: int = 0) -> Checked:
             expected = before + 1
         if before is not None and early.kind(before) in _MAPPED:
             unmatched[before] = False
-            if not now.lies_as(at, early, before):
+            if not now.lies_as(at, early, before, inodes=not inodes_differ):
                 renewed.append(name)
         elif now.kind(at) in _MAPPED:
             new.append(name)

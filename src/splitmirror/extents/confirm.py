@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from splitmirror.databases import Keep
 from splitmirror.extents.known import Known
 from splitmirror.extents.scan import listed
-from splitmirror.extents.views import FOLDER_FLAGS, View, inside_tree
+from splitmirror.extents.views import View, inside_tree
 from splitmirror.model import Kind, Tree
+from splitmirror.system.opening import FOLDER_FLAGS
 
 _DIRECTORY = bytes((ord(Kind.DIRECTORY),))
 

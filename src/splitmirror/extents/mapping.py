@@ -8,8 +8,9 @@ from typing import Self
 
 from splitmirror.extents.scan import mapper
 from splitmirror.extents.table import FileTable
-from splitmirror.extents.views import FILE_FLAGS, FOLDER_FLAGS, View, inside_tree, open_below
+from splitmirror.extents.views import View, inside_tree, open_below
 from splitmirror.model import Kind, Tree
+from splitmirror.system.opening import FILE_FLAGS, FOLDER_FLAGS
 
 _FILE = ord(Kind.FILE)
 

@@ -17,8 +17,9 @@ from splitmirror.extents.known import Known
 from splitmirror.extents.names import scan_key
 from splitmirror.extents.scan import Folder, Scan
 from splitmirror.extents.table import FileTable
-from splitmirror.extents.views import FOLDER_FLAGS, VANISHED, View, inside_tree, open_below
+from splitmirror.extents.views import View, inside_tree, open_below
 from splitmirror.model import Kind, Tree
+from splitmirror.system.opening import FOLDER_FLAGS, VANISHED
 
 _FILE = ord(Kind.FILE)
 _DIRECTORY = ord(Kind.DIRECTORY)

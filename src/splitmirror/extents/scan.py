@@ -18,11 +18,12 @@ from typing import Final, NamedTuple
 from splitmirror.databases import Keep
 from splitmirror.errors import NotOnMirror
 from splitmirror.extents.table import NO_EXTENTS, FileTable, Xattrs
-from splitmirror.extents.views import FILE_FLAGS, FOLDER_FLAGS, VANISHED, View
+from splitmirror.extents.views import View
 from splitmirror.model import Extent, ExtentFlag, ExtentMap, Filesystem, Kind, Tree
 from splitmirror.progress import Progress, silent
 from splitmirror.system import fiemap
 from splitmirror.system import xattrs as system_xattrs
+from splitmirror.system.opening import FILE_FLAGS, FOLDER_FLAGS, VANISHED
 
 _KINDS: Final = {
     stat.S_IFREG: Kind.FILE,

@@ -295,13 +295,14 @@ class FileTable:
             _SEEN.unpack_from(self._records, at * _RECORD.size),
         )
 
-    def lies_as(self, at: int, other: FileTable, other_at: int) -> bool:
+    def lies_as(self, at: int, other: FileTable, other_at: int, *, inodes: bool = True) -> bool:
         """Whether a file's bytes lie where those of one of another table do: they are equal in
-        kind, inode, size, link and map. Times, owner, mode and attributes do not matter."""
+        kind, inode (unless without `inodes`), size, link and map. Times, owner, mode and attributes
+        do not matter."""
         here = _LYING.unpack_from(self._records, at * _RECORD.size)
         there = _LYING.unpack_from(other._records, other_at * _RECORD.size)
         return (
-            here == there
+            (here == there if inodes else here[:2] == there[:2])
             and self.packed_extents(at) == other.packed_extents(other_at)
             and self.link(at) == other.link(other_at)
         )

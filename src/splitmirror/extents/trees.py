@@ -92,16 +92,11 @@ class _Planner:
 
     def tree(self, name: bytes, path: bytes) -> Tree:
         mount = filesystems.mount_of(path)
-        if os.fsencode(mount.mountpoint) == path:
-            inside = os.fsencode(mount.root)
-        else:
-            below = os.path.relpath(path, os.fsencode(mount.mountpoint))
-            inside = os.path.join(os.fsencode(mount.root), below)
         return Tree(
             name=name,
             path=path,
             filesystem=self.filesystem(path, mount),
-            inside=inside.strip(b"/"),
+            inside=filesystems.inside(path, mount),
         )
 
     def mounted_below(self, path: bytes) -> Iterable[Mount]:
@@ -118,10 +113,12 @@ class _Planner:
         what = f"{os.fsdecode(path)} ({mount.fstype} on {mount.source})"
         if mount.fstype not in _KNOWN:
             raise _unknown(what, mount)
-        refuse_second_device(what, path, mount)
-        # btrfs has an anonymous number; what it is mounted from is its one device
-        devno = blockdev.devno_of(mount.source) if mount.fstype == "btrfs" else mount.devno
+        devno = filesystems.device_of(mount)
         volume, offset = self.locate(what, devno)
+        if volume.folders:
+            require_folder(what, path, filesystems.inside(path, mount), volume)
+        if not (volume.folders and mount.fstype == "btrfs"):  # there no device is read
+            refuse_second_device(what, path, mount)
         return Filesystem(
             mountpoint=mount.mountpoint,
             fstype=mount.fstype,
@@ -183,6 +180,25 @@ def on_volume(
     if last.kind == "disk":
         raise _off_mirror(what, f"the disk {last.path}", volumes.values())
     raise _unsupported(what, f"{last.path}: {last.kind}")
+
+
+def require_folder(what: str, path: bytes, inside: bytes, volume: Volume) -> None:
+    """Raise NotOnMirror unless a path lies in a directory of the volume that is copied, and in no
+    subvolume in it: a snapshot has an empty directory there."""
+    for folder in volume.folders:
+        if folder.way_to(inside) is not None:
+            if os.stat(folder.path).st_dev == os.stat(path).st_dev:
+                return
+            raise NotOnMirror(
+                f"{what} is in a subvolume of its own below {folder.path}, which a snapshot of "
+                "that leaves out",
+                hint="Name it in [[mirror.directories]] as well.",
+            )
+    raise NotOnMirror(
+        f"{what} is in none of the directories that are copied",
+        hint=f"Those are: {', '.join(folder.path for folder in volume.folders)}. Name it, or the "
+        "directory that it is in, in [[mirror.directories]] as well.",
+    )
 
 
 def refuse_second_device(what: str, path: bytes, mount: Mount) -> None:

@@ -3,7 +3,8 @@
 The leg is never mounted itself: a read-only device over its runs is, a loop device or one of
 device-mapper's, by the device and never by UUID (the leg has its primary's), with the options under
 which no filesystem replays its journal or writes a byte, and detached, so that it dies with this
-process. Sources: ext4(5), xfs(5), btrfs(5), linux/btrfs.h.
+process. Where the leg is copies of directories, those are there already. Sources: ext4(5), xfs(5),
+btrfs(5), linux/btrfs.h.
 """
 
 from __future__ import annotations
@@ -28,16 +29,10 @@ from splitmirror.errors import (
     SplitmirrorError,
     UnsupportedStack,
 )
-from splitmirror.model import FileEntry, Filesystem, Leg, Run, Tree
+from splitmirror.model import FileEntry, Filesystem, Folder, Leg, Run, Tree
 from splitmirror.system import blockdev, btrfs, dmlinear, loop
 from splitmirror.system.detached import mount_detached
-
-# O_NONBLOCK: a FIFO that took a file's place would else be waited for.
-FILE_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-FOLDER_FLAGS: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC
-
-# What open(2) says of a name that was taken away, or became something else, since it was listed.
-VANISHED: Final = frozenset((errno.ENOENT, errno.ELOOP, errno.ENOTDIR, errno.ENXIO, errno.ESTALE))
+from splitmirror.system.opening import FILE_FLAGS, FOLDER_FLAGS
 
 _EXT: Final = ("ro", "noload")
 _LEG_OPTIONS: Final = {
@@ -159,16 +154,14 @@ class LegView:
         self.trees = trees
         self._leg = leg
         self._stack = ExitStack()
-        self._roots: dict[tuple[str, int], int] = {}  # (volume, offset): the mount's root directory
+        self._roots: dict[str, int] = {}  # an open directory: of what is mounted, or of a copy
+        self._ways: dict[bytes, tuple[int, bytes]] = {}  # for a tree: its root, the way from there
         self._tree_fds: dict[bytes, int] = {}
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             for tree in self.trees:
-                filesystem = tree.filesystem
-                key = (filesystem.volume, filesystem.offset)
-                if key not in self._roots:
-                    self._roots[key] = stack.enter_context(_mounted(self._leg, filesystem))
+                self._ways[tree.name] = self._way(tree, stack)
                 self._tree_fds[tree.name] = fd = self._open_root(tree)
                 stack.callback(os.close, fd)
             self._stack = stack.pop_all()
@@ -180,8 +173,8 @@ class LegView:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._roots.clear()
-        self._tree_fds.clear()
+        for known in (self._roots, self._ways, self._tree_fds):
+            known.clear()
         try:
             self._stack.close()
         except SplitmirrorError as second:
@@ -211,10 +204,28 @@ class LegView:
             name=name,
         )
 
+    def _way(self, tree: Tree, stack: ExitStack) -> tuple[int, bytes]:
+        """The open directory that a tree is below, and the way to it from there. What is opened for
+        it is closed with `stack`."""
+        filesystem = tree.filesystem
+        folders = self._leg.folders.get(filesystem.volume, ())
+        if not folders:
+            key, way = f"{filesystem.volume} {filesystem.offset}", tree.inside
+            if key not in self._roots:
+                self._roots[key] = stack.enter_context(_mounted(self._leg, filesystem))
+            return self._roots[key], way
+        for folder in folders:
+            if (way_to := folder.way_to(tree.inside)) is not None:
+                if folder.path not in self._roots:
+                    self._roots[folder.path] = fd = _open_copy(folder)
+                    stack.callback(os.close, fd)
+                return self._roots[folder.path], way_to
+        raise _not_on(self._leg, f"copy of {os.fsdecode(tree.path)}")
+
     def _open_root(self, tree: Tree) -> int:
-        root = self._roots[tree.filesystem.volume, tree.filesystem.offset]
+        root, way = self._ways[tree.name]
         try:
-            return open_below(root, tree.inside, FILE_FLAGS)
+            return open_below(root, way, FILE_FLAGS)
         except OSError as error:
             raise self.failed(tree.name, error) from error
 
@@ -227,6 +238,23 @@ def _open_in_tree(tree_fd: int, inside: bytes) -> int:
         return open_below(tree_fd, inside, FILE_FLAGS)
     finally:
         os.close(tree_fd)
+
+
+def _open_copy(folder: Folder) -> int:
+    try:
+        return os.open(folder.path, FOLDER_FLAGS)
+    except OSError as error:
+        raise LegError(
+            f"the leg is gone: {folder.path} cannot be opened: {error.strerror}",
+            hint="Someone deleted it, or unmounted what it lies on. The primary is unharmed.",
+        ) from error
+
+
+def _not_on(leg: Leg, what: str) -> LegError:
+    return LegError(
+        f"the leg of split {leg.split_id} has no {what}",
+        hint="The mirror was configured otherwise when it was split. Back up again.",
+    )
 
 
 @contextlib.contextmanager
@@ -269,10 +297,7 @@ def _runs(leg: Leg, filesystem: Filesystem) -> list[Run]:
     """Where the filesystem lies on the leg, in as few pieces as there are."""
     volume, offset = filesystem.volume, filesystem.offset
     if volume not in leg.volumes:
-        raise LegError(
-            f"the leg of split {leg.split_id} has no volume {volume}",
-            hint="The mirror was configured otherwise when it was split. Back up again.",
-        )
+        raise _not_on(leg, f"volume {volume}")
     room = sum(run.length for run in leg.volumes[volume]) - offset
     if len(leg.volumes[volume]) > 1:  # else the size of what it is mounted from need not be asked
         room = min(room, blockdev.size(filesystem.source))

@@ -30,6 +30,7 @@ class Feature(enum.Enum):
     PREPARES = "does before the freeze what a split need not do in it, see Preparing"
     SUSPENDS = "suspends devices for an instant to split, see Suspending"
     PROVES = "can compare the primary with its mirror, see Proving"
+    UNFROZEN = "splits by writing to the database's own filesystem, which is not frozen therefore"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +98,9 @@ class Mirror(Protocol):
         """Part the mirror, all volumes at one instant if GROUP_SPLIT is a feature.
 
         Returns at that instant. Called while filesystems are frozen: writes no file on them, logs
-        nothing, takes milliseconds. The same id again is harmless; another one raises.
+        nothing, takes milliseconds. Where UNFROZEN is a feature nothing is frozen, and without
+        GROUP_SPLIT the leg is of no one instant: each file of it is of one during the call.
+        The same id again is harmless; another one raises.
         """
         ...
 

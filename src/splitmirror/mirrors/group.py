@@ -70,6 +70,11 @@ class GroupMirror:
     """See `Mirror`, and what the features name."""
 
     def __init__(self, members: Sequence[Mirror]) -> None:
+        if any(Feature.UNFROZEN in member.features for member in members):
+            raise ConfigError(
+                f"[[{_TABLE}]]: directories cannot be split under a freeze, as a group is",
+                hint="Take that engine alone, with all directories of the database.",
+            )
         self._members = tuple(members)
         features = [member.features for member in self._members]
         self.features = _ANY & frozenset.union(*features) | _ALL & frozenset.intersection(*features)

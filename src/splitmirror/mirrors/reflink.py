@@ -27,7 +27,6 @@ from splitmirror.errors import (
     ConfigError,
     LegError,
     MirrorError,
-    NoRoom,
     NotOnMirror,
     SplitmirrorError,
     UnsafeMirror,
@@ -36,27 +35,26 @@ from splitmirror.errors import (
 from splitmirror.mirrors import Feature, MirrorState, Place, Recognized, is_split, looked
 from splitmirror.model import Filesystem, Finding, Leg, Run, Volume
 from splitmirror.progress import Progress
-from splitmirror.system import fiemap, images, loopimages, reflink
+from splitmirror.system import fiemap, loopimages, reflink
 from splitmirror.system.filesystems import mount_of, superblocks_below
 from splitmirror.system.legfiles import (
-    SPLIT_ID,
     Clone,
     LegPlace,
+    check_split_id,
     fsync,
     opened,
     prepare_clone,
+    require_room,
     telling,
 )
 from splitmirror.system.loopimages import SECTOR
-from splitmirror.units import parse_size, show_seconds, show_size, size_setting
+from splitmirror.units import parse_size, show_seconds, size_setting
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _HOSTS = ("xfs", "btrfs")
 # Of a prepared split, measured on xfs and btrfs, on the large side (docs/mirrors.md).
 _EXTENT_S = 3e-6
 _WORTH_TELLING_S = 0.1
-# Of what the images hold, this part at least must be free to be overwritten while a leg is there.
-_LEAST_ROOM = 10
 
 
 class Disk(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -229,11 +227,7 @@ class ReflinkMirror:
 
     def _prepare(self, split_id: str, *, early: bool) -> _Prepared | None:
         """Everything but the clones themselves; None when it is split so already."""
-        if not SPLIT_ID.fullmatch(split_id):
-            raise MirrorError(
-                f"{split_id!r} cannot name a split",
-                hint="Take at most 100 letters, digits, dots, dashes and underscores.",
-            )
+        check_split_id(split_id)
         if parted := self._parted():
             if parted == split_id and self._whole(split_id):
                 return None
@@ -363,24 +357,10 @@ def _split_time(place: LegPlace, longest_s: float) -> Finding:
 
 def _room(places: Sequence[LegPlace], least: int) -> Finding:
     """Whether a host's filesystem can take what is overwritten while the legs are there."""
-    directory = places[0].directory
-    what = f"room in {directory}"
     status = [place.image.stat() for place in places]
     everything = sum(each.st_size for each in status)
-    least = least or sum(each.st_blocks * 512 for each in status) // _LEAST_ROOM
-    free = images.free_room(directory)
-    if free >= everything:
-        return Finding(what=what)
-    problem = NoRoom(
-        f"{show_size(free)} are free in {directory}, the images there have {show_size(everything)}:"
-        " while a leg is there, all that the database overwrites takes new room, and when there is "
-        "none left its writes fail",
-        hint=f"Make room there. With less than {show_size(least)} a split is refused (`room` in "
-        "[mirror]).",
-        free=free,
-        least=least,
-    )
-    return Finding(what=what, problem=problem, warning=free >= least)
+    held = sum(each.st_blocks * 512 for each in status)
+    return require_room(places[0].directory, "the images there", everything, held, least)
 
 
 # --- errors

@@ -31,6 +31,7 @@ from splitmirror.stream.leg_runs import LegRuns, Span
 from splitmirror.stream.plan import Item, Items, Packed
 from splitmirror.system import xattrs as system_xattrs
 from splitmirror.system.fiemap import data_ranges
+from splitmirror.system.opening import FILE_FLAGS
 
 # Files are looked at in the order of their inodes, this many at a time, for inodes lie in tables.
 BATCH = 512
@@ -51,7 +52,6 @@ _KIND_OF: Final = {ord(kind): kind for kind in Kind}
 _NOT_PLAIN: Final = int(NOT_PLAIN)  # plain integers, for enum's are ten times as slow
 _UNWRITTEN: Final = int(ExtentFlag.UNWRITTEN)
 _DEVICES: Final = (Kind.CHARDEV, Kind.BLOCKDEV)
-_OPEN: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 class TreeOpener(Protocol):
@@ -345,8 +345,9 @@ class Looker:
         root, inside = self._root(tree), name[len(self._trees[tree].name) + 1 :]
         try:
             if inside:
-                return os.open(inside, _OPEN, dir_fd=root)
-            return os.open(f"/proc/self/fd/{root}", _OPEN & ~os.O_NOFOLLOW)  # one file is the tree
+                return os.open(inside, FILE_FLAGS, dir_fd=root)
+            flags = FILE_FLAGS & ~os.O_NOFOLLOW
+            return os.open(f"/proc/self/fd/{root}", flags)  # one file is the tree
         except OSError as error:
             raise _cannot_look(name, error) from error
 

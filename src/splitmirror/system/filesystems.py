@@ -92,6 +92,19 @@ def mount_of(path: str | bytes | os.PathLike[str]) -> Mount:
         os.close(fd)
 
 
+def device_of(mount: Mount) -> int:
+    """The number of the device that a mounted filesystem lies on. btrfs has an anonymous one for
+    itself: of what it was mounted from. Raises DeviceFailed."""
+    return blockdev.devno_of(mount.source) if mount.fstype == "btrfs" else mount.devno
+
+
+def inside(path: bytes, mount: Mount) -> bytes:
+    """The path from a filesystem's own root to what its mount shows at `path`; b"" for the root."""
+    root, mountpoint = os.fsencode(mount.root), os.fsencode(mount.mountpoint)
+    below = b"" if path == mountpoint else os.path.relpath(path, mountpoint)
+    return os.path.join(root, below).strip(b"/")
+
+
 def superblocks_below(path: str | os.PathLike[str]) -> set[int]:
     """The device numbers (`Mount.devno`) of every filesystem that what is written to `path` goes
     through: its own, and where that lies on a loop device, those of the image. Raises OSError when

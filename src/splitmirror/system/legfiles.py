@@ -1,4 +1,4 @@
-"""Legs that are files: clones of image files, each named by its image and its split.
+"""Legs that are files or directories, each named by its original and its split.
 
 Nothing else is recorded: a leg has a name only when it is whole, and deleting it is to rejoin.
 Sources: ioctl_ficlone(2), O_TMPFILE in open(2), fsync(2).
@@ -15,21 +15,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from splitmirror.errors import MirrorError, MirrorNotReady, NoRoom
-from splitmirror.system import reflink
+from splitmirror.model import Finding
+from splitmirror.system import images, reflink
+from splitmirror.units import show_size
 
 SPLIT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _LONGEST_NAME = 255  # bytes, on xfs and btrfs (NAME_MAX)
+# Of what is there this part at least must be free, to be overwritten while a leg is there.
+_LEAST_ROOM = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LegPlace:
-    """Where the legs of an image lie, and what they are called."""
+    """Where the legs of an image, or of a directory, lie, and what they are called."""
 
     image: Path
     directory: Path
+    suffix: str = ".leg"
 
     def leg(self, split_id: str) -> Path:
-        return self.directory / f"{self.image.name}@{split_id}.leg"
+        return self.directory / f"{self.image.name}@{split_id}{self.suffix}"
 
     def splits(self) -> set[str]:
         """The ids of the legs that are there. Raises MirrorNotReady."""
@@ -40,7 +45,7 @@ class LegPlace:
                 f"{self.directory} cannot be read: {error.strerror}",
                 hint="Mount the filesystem with the images, or correct [mirror].",
             ) from error
-        legs = (name.removesuffix(".leg").rpartition("@") for name in names if "@" in name)
+        legs = (name.removesuffix(self.suffix).rpartition("@") for name in names if "@" in name)
         found = {split_id for image, _, split_id in legs if image == self.image.name}
         return {i for i in found if SPLIT_ID.fullmatch(i) and self.leg(i).name in names}
 
@@ -90,6 +95,37 @@ def prepare_clone(place: LegPlace, split_id: str, undo: ExitStack, *, early: boo
     return Clone(place=place, source=source, leg=leg, directory=directory, known=known)
 
 
+def check_split_id(split_id: str) -> None:
+    """Raises MirrorError for what cannot be part of a file's name."""
+    if not SPLIT_ID.fullmatch(split_id):
+        raise MirrorError(
+            f"{split_id!r} cannot name a split",
+            hint="Take at most 100 letters, digits, dots, dashes and underscores.",
+        )
+
+
+def require_room(directory: Path, what: str, everything: int, held: int, least: int) -> Finding:
+    """Whether the filesystem of a directory can take what is overwritten while a leg is there.
+
+    `what` is there has `everything` bytes, of which `held` are allocated. `least`: below this a
+    split is refused; 0: below a tenth of `held`.
+    """
+    least = least or held // _LEAST_ROOM
+    free = images.free_room(directory)
+    if free >= everything:
+        return Finding(what=f"room in {directory}")
+    problem = NoRoom(
+        f"{show_size(free)} are free in {directory}, {what} has {show_size(everything)}:"
+        " while a leg is there, all that the database overwrites takes new room, and when there is "
+        "none left its writes fail",
+        hint=f"Make room there. With less than {show_size(least)} a split is refused (`room` in "
+        "[mirror]).",
+        free=free,
+        least=least,
+    )
+    return Finding(what=f"room in {directory}", problem=problem, warning=free >= least)
+
+
 def opened(path: Path, flags: int, undo: ExitStack) -> int:
     """A close-on-exec descriptor, closed with `undo`. Raises OSError."""
     fd = os.open(path, flags | os.O_CLOEXEC)
@@ -109,22 +145,24 @@ def telling(what: str, kind: type[MirrorError] = MirrorError) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        said = f"{what}: {error.filename}" if error.filename else what
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise NoRoom(
-                f"{what}: {error.strerror}",
-                hint="Make room on the filesystem of the images: the database needs it as well.",
+                f"{said}: {error.strerror}",
+                hint="Make room on the filesystem that the legs are on: the database needs it as "
+                "well.",
             ) from error
-        raise kind(f"{what}: {error.strerror}", hint=_hint(error)) from error
+        raise kind(f"{said}: {error.strerror}", hint=_hint(error)) from error
 
 
 def _hint(error: OSError) -> str:
     match error.errno:
         case errno.EOPNOTSUPP | errno.ENOTTY | errno.EINVAL | errno.EISDIR:
-            return "Keep the image on btrfs, or on an xfs made with reflink (xfs_info: reflink=1)."
+            return "Keep it on btrfs, or on an xfs made with reflink (xfs_info: reflink=1)."
         case errno.EXDEV:
-            return "`dir` in [mirror] must be on the filesystem of the image, and on its mount."
+            return "`dir` in [mirror] must be on the same filesystem, and on the same mount of it."
         case errno.EACCES | errno.EPERM:
-            return "Run as root; neither image nor directory may be immutable (lsattr)."
+            return "Run as root; nothing of it may be immutable (lsattr)."
         case errno.EINTR:
             return "It was interrupted: run the backup again."
         case _:

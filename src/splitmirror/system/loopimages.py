@@ -46,9 +46,9 @@ def _image_size(image: Path) -> int:
         ) from error
     if stat.S_ISDIR(status.st_mode):
         raise MirrorError(
-            f"{image} is a directory: only image files can be split by reflink",
-            hint="Put the database on a filesystem in an image file there, with a loop device over "
-            "it; docs/mirrors.md shows how, docs/adr/0017 says why.",
+            f"{image} is a directory, not an image file",
+            hint='Directories are split by driver = "directories"; docs/mirrors.md says which '
+            "databases can be backed up so.",
         )
     if not stat.S_ISREG(status.st_mode):
         raise MirrorError(f"{image} is no image file", hint="Correct `image` in [mirror].")

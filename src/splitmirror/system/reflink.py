@@ -8,10 +8,11 @@ descriptor, and gets its name when it is complete.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from splitmirror.model import NOT_PLAIN, ExtentFlag
@@ -29,6 +30,8 @@ _NEVER_KNOWN = NOT_PLAIN | ExtentFlag.UNWRITTEN
 _FLAGS = struct.Struct("=i4x")
 _RANGE = struct.Struct("=qQQQ")  # source's descriptor, its offset, length, the clone's offset
 _EXTENTS_AT_ONCE = 64  # writers wait for one ioctl, about 1 ms on xfs; then it is their turn
+_SHORT = 1 << 20  # bytes; a file up to this size is cloned at once
+_SHRINKING = 5  # so often a file that shrinks is begun again, before writers have to wait for it
 _PROBED = 64 << 10  # a block of any filesystem; xfs has them up to 64 KiB
 
 
@@ -60,12 +63,38 @@ def clone_early(source: int, into: int) -> frozenset[bytes]:
     """A clone that is made while the source is written to, a little at a time, to be renewed when
     it stands still; gives what was cloned, for `renew`. Raises what `clone` does."""
     size = os.fstat(source).st_size
-    found = fiemap.records(source, sync=True)
-    for at in range(0, len(found), _EXTENTS_AT_ONCE):
-        first, last = found[at], found[min(at + _EXTENTS_AT_ONCE, len(found)) - 1]
-        _clone_range(source, into, fiemap.range_of(first)[0], sum(fiemap.range_of(last)), size)
+    for begin, end in _pieces(fiemap.records(source, sync=True)):
+        _clone_range(source, into, begin, end, size)
     os.ftruncate(into, size)
     return frozenset(r for r in fiemap.records(into) if not fiemap.flags_of(r) & _NEVER_KNOWN)
+
+
+def clone_live(source: int, into: int) -> None:
+    """Clone a file that is written to, grows or shrinks meanwhile, a little at a time, so that no
+    write waits long. Only what lies in one extent is of one instant. Raises what `clone` does."""
+    for _ in range(_SHRINKING):
+        size = os.fstat(source).st_size
+        try:
+            if size <= _SHORT:
+                clone(source, into)
+                return
+            for begin, end in _pieces(fiemap.records(source, sync=True)):
+                if begin < size:  # beyond it is what the filesystem has preallocated
+                    _ioctl_range(source, into, begin, 0 if end >= size else end - begin)
+            os.ftruncate(into, max(size, os.fstat(into).st_size))
+            return
+        except OSError as error:
+            if error.errno != errno.EINVAL or os.fstat(source).st_size >= size:
+                raise
+        os.ftruncate(into, 0)
+    clone(source, into)
+
+
+def _pieces(records: Sequence[bytes]) -> Iterator[tuple[int, int]]:
+    """(begin, end) of what is cloned at once of the extents of a file."""
+    for at in range(0, len(records), _EXTENTS_AT_ONCE):
+        first, last = records[at], records[min(at + _EXTENTS_AT_ONCE, len(records)) - 1]
+        yield fiemap.range_of(first)[0], sum(fiemap.range_of(last))
 
 
 def renew(source: int, into: int, known: frozenset[bytes]) -> None:
@@ -105,7 +134,12 @@ def _clone_range(source: int, into: int, begin: int, end: int, size: int) -> Non
     """Clone from `begin` to `end`, to the end of the file at most. Holes become holes."""
     end = min(end, size)
     if begin < end:
-        fcntl.ioctl(into, FICLONERANGE, _RANGE.pack(source, begin, end - begin, begin))
+        _ioctl_range(source, into, begin, end - begin)
+
+
+def _ioctl_range(source: int, into: int, begin: int, length: int) -> None:
+    """Clone whole blocks; length 0: up to the end of the file, wherever that is by now."""
+    fcntl.ioctl(into, FICLONERANGE, _RANGE.pack(source, begin, length, begin))
 
 
 def publish(fd: int, directory_fd: int, name: str) -> None:
