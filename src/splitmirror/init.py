@@ -215,7 +215,10 @@ _WAL_ONLY = "# hot mode does without this disk: the WAL may stay where it is, an
 
 
 def _mirror(places: list[Place]) -> str:
-    stacks = [mirrors.Place(name=place.name, layers=_layers(place.mount)) for place in places]
+    stacks = [
+        mirrors.Place(name=place.name, layers=_layers(place.mount), path=str(place.path))
+        for place in places
+    ]
     proposal = propose_mirror(stacks)
     if proposal.table:
         return f"# What lies below the database can be split as it is.\n{proposal.table}\n"

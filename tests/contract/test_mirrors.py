@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import pkgutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.real.directories_lab import directories_on
 from tests.real.reflink_lab import HOSTS, images_on
 
 from splitmirror import mirrors
 from splitmirror.errors import DeadlineExceeded, LegError, MirrorError
-from splitmirror.mirrors import Feature, Mirror, MirrorState, group, memory, qsd, reflink
+from splitmirror.mirrors import (
+    Feature,
+    Mirror,
+    MirrorState,
+    directories,
+    group,
+    memory,
+    qsd,
+    reflink,
+)
 from splitmirror.mirrors.memory import MemoryMirror, MemoryVolume
-from splitmirror.model import Filesystem, Finding, Leg, Run, Volume
+from splitmirror.model import Filesystem, Finding, Folder, Leg, Run, Volume
 from splitmirror.progress import Progress, silent
 from splitmirror.testing import mirrors as contract
 from splitmirror.testing.mirror_case import QUICK_S, ContractBroken, MirrorHarness
@@ -93,6 +105,62 @@ def reflink_harness(
 @pytest.mark.parametrize("check", CHECKS, ids=name_of)
 def test_reflink(check: Check, reflink_harness: MirrorHarness) -> None:
     contract.run(check, reflink_harness)
+
+
+# --- an engine that copies files: what the checks write and read is one in each volume
+
+BLOCKS = "blocks"
+FILE_SIZE = 1 << 20
+
+
+def write_to_file(volume: Volume, offset: int, data: bytes) -> None:
+    (folder,) = volume.folders
+    with Path(folder.path, BLOCKS).open("r+b") as file:
+        file.seek(offset % FILE_SIZE)
+        file.write(data)
+        os.fsync(file.fileno())
+
+
+def read_files(volumes: Sequence[Volume]) -> dict[str, bytes]:
+    return _blocks({volume.name: volume.folders for volume in volumes})
+
+
+def read_copies(leg: Leg) -> dict[str, bytes]:
+    return _blocks(leg.folders)
+
+
+def _blocks(folders: Mapping[str, Sequence[Folder]]) -> dict[str, bytes]:
+    return {name: Path(each.path, BLOCKS).read_bytes() for name, (each,) in folders.items()}
+
+
+@pytest.fixture(scope="module", params=HOSTS)
+def directories_harness(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[MirrorHarness]:
+    with ExitStack() as stack:
+        made = [
+            stack.enter_context(
+                directories_on(tmp_path_factory.mktemp(name), request.param, [name])
+            )
+            for name in ("data", "wal")
+        ]
+        for each in made:
+            (each.path(each.directories[0].name) / BLOCKS).write_bytes(os.urandom(FILE_SIZE))
+        named = tuple(directory for each in made for directory in each.directories)
+        settings = directories.Settings(directories=named)
+        yield MirrorHarness(
+            open=lambda: directories.open_mirror(settings, made[0].base),
+            write=write_to_file,
+            read=read_files,
+            read_leg=read_copies,
+        )
+        assert [each.legs() for each in made] == [[], []]
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("check", CHECKS, ids=name_of)
+def test_directories(check: Check, directories_harness: MirrorHarness) -> None:
+    contract.run(check, directories_harness)
 
 
 def test_every_engine_passes_the_suite_here_or_in_the_guest() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests.real.killing import killed_at
 from tests.real.ledgered import create, judged, writing
 from tests.real.loopfs import loop_filesystems
 from tests.real.reflink_lab import (
@@ -153,22 +154,14 @@ def test_a_sqlite_database_that_is_written_meanwhile_comes_back_whole(
 # --- killed
 
 
-def killed(images: Images, where: str) -> None:
-    """A backup, in a process of its own, that is killed when it has come there."""
-    code = (
-        "import os, signal, sys; from pathlib import Path\n"
-        "from splitmirror import backup as recipe, config; from splitmirror.hold import Hold\n"
-        "from splitmirror.mirrors.reflink import ReflinkMirror\n"
-        "place, name = {'frozen': (Hold, 'thaw'), 'prepared': (ReflinkMirror, 'split'),\n"
-        "    'split': (recipe, 'trust'), 'trusted': (recipe, 'plan_writing'),\n"
-        "    'planned': (recipe, 'write'),\n"
-        "    'written': (recipe, 'clean_up')}[sys.argv[2]]\n"
-        "setattr(place, name, lambda *arguments: os.kill(os.getpid(), signal.SIGKILL))\n"
-        "recipe.backup(config.load(Path(sys.argv[1])))\n"
-    )
-    argv = [sys.executable, "-c", code, str(images.config_path), where]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+PLACES = {
+    "prepared": "splitmirror.mirrors.reflink:ReflinkMirror.split",
+    "frozen": "splitmirror.hold:Hold.thaw",
+    "split": "splitmirror.backup:trust",
+    "trusted": "splitmirror.backup:plan_writing",
+    "planned": "splitmirror.backup:write",
+    "written": "splitmirror.backup:clean_up",
+}
 
 
 @pytest.mark.parametrize(
@@ -191,7 +184,7 @@ def test_a_backup_that_was_killed_is_put_right(
     paths = {disk: str(place) for disk, place in places.items()}
     loaded = images.configured({"driver": "none", "paths": paths}, mode="freeze")
 
-    killed(images, where)
+    killed_at(images.config_path, PLACES[where])
     assert len(images.legs()) == legs
     for place in places.values():
         overwrite(place)  # nothing is frozen any more
@@ -216,12 +209,16 @@ def test_a_leg_outlives_its_loop_devices_and_the_backup_is_finished_from_it(
             populate(place)
             expected = contents(place)
             loaded = images.configured({"driver": "none", "paths": [str(place)]}, mode="freeze")
-            killed(images, "planned")
+            killed_at(images.config_path, PLACES["planned"])
         without_loop_device(images.image("data"))
         with closing(loaded.open_mirror()) as mirror:
             assert not mirror.state().level
             with pytest.raises(MirrorNotReady, match="no loop device"):
                 mirror.volumes()
+        programs.run(["umount", images.host.mountpoint], timeout_s=30)
+        with pytest.raises(MirrorNotReady, match="no image"):
+            recover(loaded)
+        images.host.mount(images.host.path)
         (recovered,) = recover(loaded)
         assert recovered.finished is not None
         restored(loaded, recovered.finished, tmp_path / "back")
@@ -352,13 +349,13 @@ def test_legs_lie_in_a_directory_of_their_own_where_one_is_named(images: Images)
         assert list(legs.iterdir()) == []
 
 
-def test_a_directory_is_refused_by_name_with_what_to_do_instead(images: Images) -> None:
+def test_a_directory_for_an_image_is_refused_with_what_to_do_instead(images: Images) -> None:
     database = images.host.path / "database"
     database.mkdir()
     mirror = ReflinkMirror(Settings(disks=(Disk(name="db", image=str(database)),)))
     with pytest.raises(MirrorError, match="database is a directory") as refused:
         mirror.volumes()
-    assert "image file" in refused.value.hint
+    assert 'driver = "directories"' in refused.value.hint
     assert not mirror.state().level
     loaded = images.configured({"driver": "none", "paths": [str(database)]}, mode="freeze")
     with pytest.raises(NotOnMirror, match="database"):

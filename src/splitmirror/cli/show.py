@@ -71,7 +71,7 @@ def print_set(shown: BackupSet) -> None:
     maps = shown.maps
     print(f"  maps: {maps.early} early, {maps.renewed} renewed, {maps.new} new, {maps.gone} gone")
     print(f"  watch for changes: {printable(os.fsencode(shown.watch)) or 'none'}")
-    print(f"  write pause {show_seconds(shown.write_pause_s)}{pause_parts(shown)}")
+    print(f"  write pause {write_pause(shown)}")
     print(f"  quiesce window {show_seconds(shown.quiesce_window_s)}")
     if shown.speed is not None:
         print(f"  rate {rate(shown.speed)}")
@@ -103,6 +103,13 @@ def _took(shown: BackupSet) -> str:
     if shown.ended is None:
         return ", has no end"
     return f", took {show_seconds((shown.ended - shown.started).total_seconds())}"
+
+
+def write_pause(shown: BackupSet) -> str:
+    """How long writers stood still, and in brackets what that consists of."""
+    if not shown.write_pause_s and not shown.pause_parts:
+        return "none: nothing was frozen"
+    return f"{show_seconds(shown.write_pause_s)}{pause_parts(shown)}"
 
 
 def pause_parts(shown: BackupSet) -> str:

@@ -35,11 +35,12 @@ class Feature(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Something that is to be backed up, for `init`: its name, and the stack of devices below its
-    filesystem, from the top."""
+    """Something that is to be backed up, for `init`: its name, the stack of devices below its
+    filesystem, from the top, and its path ("" where that is not known)."""
 
     name: str
     layers: tuple[Layer, ...]
+    path: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

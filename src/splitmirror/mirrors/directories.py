@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import re
 import shutil
@@ -34,7 +35,7 @@ from splitmirror.errors import (
     SplitmirrorError,
     UnsafeMirror,
 )
-from splitmirror.mirrors import Feature, MirrorState, is_split, looked, no_such_split
+from splitmirror.mirrors import Feature, MirrorState, Place, is_split, looked, no_such_split
 from splitmirror.model import Filesystem, Finding, Folder, Leg, Run, Volume
 from splitmirror.progress import Progress
 from splitmirror.system import blockdev, btrfs, filesystems, reflink
@@ -95,6 +96,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 hint="Name every directory once; those of one name need different dirs.",
             )
         size_setting("[mirror] room", self.room)
+
+
+def advise(place: Place) -> str:
+    """What lies on such a filesystem can be split as it is. But that is no mirror."""
+    if not os.path.exists(place.path) or (fstype := mount_of(place.path).fstype) not in _KINDS:
+        return ""
+    if not os.path.isdir(place.path) and fstype == "xfs":
+        return ""  # a SQLite file: not there
+    path = place.path if os.path.isdir(place.path) else os.path.dirname(place.path)
+    which = "PostgreSQL" if fstype == "xfs" else "PostgreSQL, SQLite"
+    return (
+        f"{path} lies on {fstype} and can be split as it is ({which}; hot mode),\n"
+        "into a copy on the same disk: no mirror, no help when that is lost (docs/mirrors.md)\n"
+        f'  [mirror] driver = "directories"; [[mirror.directories]] name = "{place.name}", '
+        f"path = {json.dumps(path)}"
+    )
 
 
 def open_mirror(settings: Settings, state_dir: Path) -> DirectoryMirror:
@@ -218,11 +235,12 @@ class DirectoryMirror:
 
     def leg(self, split_id: str, deadline_s: float) -> Leg:
         """Also durable, so that a resumed backup finds it after a crash of the host."""
+        by_volume = self._by_volume()  # before any leg is missed: it may not be mounted yet
         if not self._whole(split_id):
             raise no_such_split(split_id)
         runs: dict[str, tuple[Run, ...]] = {}
         folders: dict[str, tuple[Folder, ...]] = {}
-        for volume, sources in self._by_volume():
+        for volume, sources in by_volume:
             runs[volume.name] = (Run(path=volume.device, offset=0, length=volume.size),)
             folders[volume.name] = tuple(_proven(source, split_id) for source in sources)
         return Leg(
@@ -358,7 +376,9 @@ def _make(source: _Source, split_id: str) -> None:
             return
         part = _part(source.place).leg(split_id)
         part.mkdir(mode=0o700)
-        clone_tree(original, opened(part, os.O_RDONLY | os.O_DIRECTORY, undo))
+        copy = opened(part, os.O_RDONLY | os.O_DIRECTORY, undo)
+        reflink.keep_in_place(copy)  # its files are read by their maps
+        clone_tree(original, copy)
         part.rename(leg)
 
 

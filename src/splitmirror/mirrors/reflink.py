@@ -246,6 +246,8 @@ class ReflinkMirror:
 
     def leg(self, split_id: str, deadline_s: float) -> Leg:
         """Also durable, so that a resumed backup finds it after a crash of the host."""
+        for place in self._places.values():  # before a leg is missed: it may not be mounted yet
+            loopimages.require_image(place.image)
         there = [place for place in self._places.values() if split_id in place.splits()]
         if len(there) < len(self._places):
             raise _no_such_split(split_id, in_part=bool(there))

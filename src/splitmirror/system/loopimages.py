@@ -36,6 +36,11 @@ def volume(name: str, image: Path, device: str) -> Volume:
     return Volume(name=name, device=device, size=covered)
 
 
+def require_image(image: Path) -> None:
+    """Raises MirrorNotReady when there is no image, MirrorError when it is none."""
+    _image_size(image)
+
+
 def _image_size(image: Path) -> int:
     try:
         status = image.stat()

@@ -1,6 +1,7 @@
 """Copies of files that share their blocks with the original, and appear under a name only whole.
 
-Sources: ioctl_ficlone(2), O_TMPFILE in open(2), ioctl_iflags(2), linux/fs.h. A clone that a signal
+Sources: ioctl_ficlone(2), O_TMPFILE in open(2), ioctl_iflags(2), ioctl_xfs_fsgetxattr(2),
+linux/fs.h. A clone that a signal
 cuts short leaves a part behind (xfs_reflink_remap_blocks and btrfs_clone look for one between two
 extents). So it is made in a file without a name, which the kernel takes away with its last
 descriptor, and gets its name when it is complete.
@@ -22,12 +23,16 @@ FICLONE = 0x40049409  # _IOW(0x94, 9, int)
 FICLONERANGE = 0x4020940D  # _IOW(0x94, 13, struct file_clone_range)
 FS_IOC_GETFLAGS = 0x80086601  # _IOR('f', 1, long); the kernel reads and writes an int
 FS_IOC_SETFLAGS = 0x40086602
+FS_IOC_FSGETXATTR = 0x801C581F  # _IOR('X', 31, struct fsxattr)
+FS_IOC_FSSETXATTR = 0x401C5820  # _IOW('X', 32, struct fsxattr)
+_NODEFRAG = 0x2000  # FS_XFLAG_NODEFRAG
 _NOCOW = 0x00800000  # FS_NOCOW_FL: chattr +C on btrfs, with which files have no checksums
 
 # Extents of which equal places do not show that they are the same bytes.
 _NEVER_KNOWN = NOT_PLAIN | ExtentFlag.UNWRITTEN
 
 _FLAGS = struct.Struct("=i4x")
+_FSXATTR = struct.Struct("=I24s")  # flags, and the rest
 _RANGE = struct.Struct("=qQQQ")  # source's descriptor, its offset, length, the clone's offset
 _EXTENTS_AT_ONCE = 64  # writers wait for one ioctl, about 1 ms on xfs; then it is their turn
 _SHORT = 1 << 20  # bytes; a file up to this size is cloned at once
@@ -171,6 +176,15 @@ def nocow(fd: int) -> bool:
         return bool(_flags(fd) & _NOCOW)
     except OSError:
         return False
+
+
+def keep_in_place(directory_fd: int) -> None:
+    """Have the files that will be made in a directory on xfs, at any depth, left alone by its
+    defragmenter: their blocks stay where they are. Raises OSError."""
+    answer = bytearray(_FSXATTR.size)
+    fcntl.ioctl(directory_fd, FS_IOC_FSGETXATTR, answer)
+    flags, rest = _FSXATTR.unpack(answer)
+    fcntl.ioctl(directory_fd, FS_IOC_FSSETXATTR, _FSXATTR.pack(flags | _NODEFRAG, rest))
 
 
 def _flags(fd: int) -> int:

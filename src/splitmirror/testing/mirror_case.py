@@ -7,7 +7,7 @@ import os
 import secrets
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from splitmirror.errors import MirrorError
@@ -27,13 +27,16 @@ class ContractBroken(AssertionError):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MirrorHarness:
     """An engine under test. `open` gives a new handle on the same mirror each time, as another
-    process would have it. `write` puts bytes on the primary as a filesystem would, durably.
+    process would have it. `write` puts bytes on the primary as a filesystem would, durably. `read`
+    and `read_leg` give what is there then, on the primary and on a leg, by the volumes' names.
     `quick_s`: what counts as quick; an emulated machine needs more."""
 
     open: Callable[[], Mirror]
     write: Callable[[Volume, int, bytes], None] = field(
         default_factory=lambda: write_through_device
     )
+    read: Callable[[Sequence[Volume]], dict[str, bytes]] = field(default_factory=lambda: primary)
+    read_leg: Callable[[Leg], dict[str, bytes]] = field(default_factory=lambda: contents)
     quick_s: float = QUICK_S
 
 
@@ -63,9 +66,7 @@ class Case:
 
     def primary(self) -> dict[str, bytes]:
         """What the volumes hold now."""
-        return {
-            volume.name: read_device(volume.device, 0, volume.size) for volume in self.volumes()
-        }
+        return self.harness.read(self.volumes())
 
     def volumes(self) -> tuple[Volume, ...]:
         return self.mirror.volumes()
@@ -78,7 +79,12 @@ class Case:
 
     def leg(self, split_id: str) -> dict[str, bytes]:
         """What the leg holds."""
-        return contents(self.mirror.leg(split_id, LEG_DEADLINE_S))
+        return self.harness.read_leg(self.mirror.leg(split_id, LEG_DEADLINE_S))
+
+
+def primary(volumes: Sequence[Volume]) -> dict[str, bytes]:
+    """The bytes of each volume's device."""
+    return {volume.name: read_device(volume.device, 0, volume.size) for volume in volumes}
 
 
 def contents(leg: Leg) -> dict[str, bytes]:

@@ -32,7 +32,6 @@ from splitmirror.testing.mirror_case import (
     MirrorHarness,
     PairWriter,
     claim,
-    contents,
     harmless,
     number_in,
     refused,
@@ -337,7 +336,7 @@ def another_process_finds_the_split(case: Case) -> None:
     try:
         found = other.state().split_id
         claim(found == split_id, f"another handle sees the split {found}, not {split_id}")
-        leg = contents(other.leg(split_id, LEG_DEADLINE_S))
+        leg = case.harness.read_leg(other.leg(split_id, LEG_DEADLINE_S))
         claim(leg == case.leg(split_id), "another handle sees another leg")
         other.rejoin(split_id)
     finally:
@@ -349,7 +348,7 @@ def another_process_finds_the_split(case: Case) -> None:
 def the_mirror_goes_on_when_a_handle_is_closed(case: Case) -> None:
     other = case.harness.open()
     other.split("by-another")
-    before = contents(other.leg("by-another", LEG_DEADLINE_S))
+    before = case.harness.read_leg(other.leg("by-another", LEG_DEADLINE_S))
     other.close()
     state = case.mirror.state()
     claim(state.attached, "closing a handle detached the mirror")
