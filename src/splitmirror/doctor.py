@@ -126,12 +126,12 @@ def _known(config: Config) -> contextlib.AbstractContextManager[Catalog | None]:
 def _source(config: Config) -> Iterable[Finding]:
     mirror, database = config.open_mirror(), config.open_database()
     try:
-        looked = [preflight.fits(mirror, database, config.backup.mode)]
-        looked += database.preflight(config.backup.mode)
+        looked = database.preflight(config.backup.mode)
+        looked.append(_attached(config, mirror))
+        if looked[-1].problem is None:
+            looked.append(preflight.fits(mirror, database, config.backup.mode))
         yield from looked
-        state = _attached(config, mirror)
-        yield state
-        if state.problem is not None or any(f.problem and not f.warning for f in looked):
+        if any(each.problem and not each.warning for each in looked):
             return
         layout = database.layout()
         trees = plan_trees(layout.roots, mirror.volumes(), layout.keep)

@@ -76,13 +76,15 @@ def fits(mirror: Mirror, database: Database, mode: Mode) -> Finding:
             problem = UnsafeMirror(
                 "this mirror is split by writing to the database's own filesystem, which therefore "
                 "cannot be frozen",
-                hint='Set mode = "hot" in [backup], or take another engine; docs/mirrors.md.',
+                hint=("Take" if Mode.HOT not in database.modes else 'Set mode = "hot", or take')
+                + " an engine that splits under a freeze; docs/mirrors.md.",
             )
         elif Feature.GROUP_SPLIT not in mirror.features and not database.mends_instants:
             problem = UnsafeMirror(
                 "the files of this leg are copied one after another, and this database needs all "
                 "of them as they were at one instant",
-                hint="Keep it in one btrfs subvolume, or in an image file; docs/mirrors.md.",
+                hint="Keep it in one btrfs subvolume, or in an image file (the reflink engine); "
+                "docs/mirrors.md.",
             )
     return Finding(what=f"mirror and {mode} mode", problem=problem)
 

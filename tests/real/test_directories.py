@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -338,7 +339,8 @@ def test_freeze_mode_is_refused(btrfs: Directories, database: Path) -> None:
     problem = refusal(sqlite(btrfs, database, mode="freeze"))
     assert isinstance(problem, UnsafeMirror) and 'mode = "hot"' in problem.hint
     files = {"driver": "none", "paths": [str(database.parent)]}
-    assert isinstance(refusal(btrfs.configured(files, mode="freeze")), UnsafeMirror)
+    problem = refusal(btrfs.configured(files, mode="freeze"))
+    assert isinstance(problem, UnsafeMirror) and '"hot"' not in problem.hint
 
 
 def test_a_database_whose_files_must_be_of_one_instant_is_refused_where_they_are_not(
@@ -354,6 +356,10 @@ def test_a_database_whose_files_must_be_of_one_instant_is_refused_where_they_are
 
 def test_what_is_outside_of_the_directories_is_refused(btrfs: Directories) -> None:
     make_directory(btrfs.host.path / "beside", "btrfs")
+    part = replace(btrfs, directories=(Directory(name="a", path=str(btrfs.path("data") / "a")),))
+    (btrfs.path("data") / "a").mkdir()
+    problem = refusal(sqlite(part, create(btrfs.path("data") / "b", "app.sqlite")))
+    assert isinstance(problem, NotOnMirror) and "data/a" in problem.hint
     for place in (btrfs.host.path / "beside" / "db", btrfs.host.path / "data-too"):
         problem = refusal(sqlite(btrfs, create(place, "app.sqlite")))
         assert isinstance(problem, NotOnMirror) and str(btrfs.path("data")) in problem.hint
@@ -395,11 +401,15 @@ def test_places_where_no_leg_can_be_made_are_refused(
     data = str(xfs.path("data"))
     for legs, said in (
         (str(btrfs.host.path), "another filesystem"),
-        (data, "itself"),
+        (data, "copied itself"),
         (f"{data}-legs", "No such file"),
     ):
         assert said in str(problem_of(Directory(name="data", path=data, dir=legs)))
     assert "No such file" in str(problem_of(Directory(name="data", path=f"{data}/not-there")))
+    inner = xfs.path("data") / "inner"
+    inner.mkdir()
+    both = Directory(name="data", path=data), Directory(name="inner", path=str(inner))
+    assert f"legs of {inner}" in str(problem_of(*both))
     (xfs.host.path / "file").touch()
     assert "no directory" in str(problem_of(Directory(name="f", path=f"{xfs.host.path}/file")))
     nowhere = DirectoryMirror(Settings(directories=(Directory(name="x", path="/none/x"),)))

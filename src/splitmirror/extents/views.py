@@ -366,8 +366,9 @@ def _told_apart_by_nobody(filesystem: Filesystem) -> UnsupportedStack:
     return UnsupportedStack(
         f"the btrfs of {filesystem.mountpoint} cannot be mounted from its leg: the kernel "
         "does not tell the two apart",
-        hint="Take a kernel of 6.7 or later; or keep the database on ext4 or xfs in an image file "
-        "on btrfs, with the reflink engine.",
+        hint="Take a kernel of 6.7 or later; or split the subvolume itself, with the directories "
+        "engine; or keep the database on ext4 or xfs in an image file on btrfs, with the reflink "
+        "engine.",
     )
 
 

@@ -53,7 +53,7 @@ from splitmirror.units import parse_size, show_seconds, size_setting
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _KINDS = ("xfs", "btrfs")
-_FILE_S = 150e-6  # to clone a small file on xfs, on the large side (docs/mirrors.md)
+_FILE_S = 100e-6  # to clone a small file on xfs, on the large side (docs/mirrors.md)
 
 
 class Directory(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -121,12 +121,13 @@ def open_mirror(settings: Settings, state_dir: Path) -> DirectoryMirror:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Source:
-    """What a leg is made of: `path` with all that is in it. On btrfs that is the subvolume which
-    the directory is in."""
+    """A directory as it is mounted now, at `path`. `root`: what a leg is a copy of: on btrfs the
+    subvolume that the directory is in, on xfs itself."""
 
     name: str
     place: LegPlace
     path: Path
+    root: Path
     mount: Mount
 
     @property
@@ -137,6 +138,10 @@ class _Source:
     def folder(self) -> Folder:
         path = os.fsencode(self.path)
         return Folder(path=str(self.path), inside=filesystems.inside(path, self.mount))
+
+    def copy_in(self, leg: Path) -> Folder:
+        """The directory's copy."""
+        return dataclasses.replace(self.folder, path=str(leg / self.path.relative_to(self.root)))
 
 
 class DirectoryMirror:
@@ -277,7 +282,8 @@ class DirectoryMirror:
             except SplitmirrorError as problem:
                 findings.append(Finding(what=what, problem=problem))
                 continue
-            findings.append(looked(what, partial(_check_place, source)))
+            paths = [Path(each.path) for each in self._directories]
+            findings.append(looked(what, partial(_check_place, source, paths)))
             findings.append(Finding(what=_how(source)))
         findings += self._rooms()
         findings += [
@@ -331,17 +337,16 @@ def _source(directory: Directory) -> _Source:
             hint=f"Keep the database on {' or '.join(_KINDS)}, or use another engine.",
         )
     root = _subvolume(path, status.st_dev) if mount.fstype == "btrfs" else path
-    return _Source(name=directory.name, place=directory.place, path=root, mount=mount_of(root))
+    return _Source(name=directory.name, place=directory.place, path=path, root=root, mount=mount)
 
 
 def _subvolume(path: Path, device: int) -> Path:
     """The root directory of the subvolume that a directory is in, for a snapshot is of all of
     it."""
     for each in (path, *path.parents):
-        status = each.stat()
-        if status.st_dev != device:
+        if each.stat().st_dev != device:
             break
-        if status.st_ino == btrfs.ROOT_INODE:
+        if _is_subvolume(each):
             return each
     raise UnsafeMirror(
         f"the subvolume that {path} is in is not mounted as a whole",
@@ -369,7 +374,7 @@ def _make(source: _Source, split_id: str) -> None:
     """Raises OSError."""
     leg = source.place.leg(split_id)
     with ExitStack() as undo:
-        original = opened(source.path, os.O_RDONLY | os.O_DIRECTORY, undo)
+        original = opened(source.root, os.O_RDONLY | os.O_DIRECTORY, undo)
         if source.snapshots:
             directory = opened(leg.parent, os.O_RDONLY | os.O_DIRECTORY, undo)
             btrfs.snapshot(original, directory, leg.name)
@@ -388,40 +393,44 @@ def _proven(source: _Source, split_id: str) -> Folder:
     with telling(f"the leg {leg} cannot be used", LegError), ExitStack() as undo:
         fd = opened(leg, os.O_RDONLY | os.O_DIRECTORY, undo)
         if source.snapshots:
-            original = btrfs.subvolume(opened(source.path, os.O_RDONLY, undo))
+            original = btrfs.subvolume(opened(source.root, os.O_RDONLY, undo))
             found = btrfs.subvolume(fd)
             if not found.read_only or found.parent_uuid != original.uuid:
                 raise LegError(
-                    f"{leg} is no read-only snapshot of {source.path}",
+                    f"{leg} is no read-only snapshot of {source.root}",
                     hint="Someone else made it, or made it writable: delete it and back up again.",
                 )
         else:
             filesystems.syncfs(fd)
-    return dataclasses.replace(source.folder, path=str(leg))
+    return source.copy_in(leg)
 
 
 def _delete(place: LegPlace, split_id: str) -> None:
     """Delete a leg and what is left of one, durably. Not there: harmless. Raises OSError."""
+    whole, cut_off = (split_id in each.splits() for each in (place, _part(place)))
     leg, part = place.leg(split_id), _part(place).leg(split_id)
-    if not leg.exists() and not part.exists():
-        return
-    if part.exists():
+    if cut_off:
         shutil.rmtree(part)
-    if leg.exists() and mount_of(leg).fstype == "btrfs":
+    if whole and _is_subvolume(leg):
         with ExitStack() as undo:
             directory = opened(leg.parent, os.O_RDONLY | os.O_DIRECTORY, undo)
             btrfs.destroy(directory, leg.name)
-    elif leg.exists():
-        leg.rename(part)  # it is whole no more, whatever comes
+    elif whole:
+        leg.rename(part)  # it is no leg any more, whatever comes
         shutil.rmtree(part)
-    fsync(leg.parent)
+    if whole or cut_off:
+        fsync(leg.parent)
+
+
+def _is_subvolume(path: Path) -> bool:
+    return path.stat().st_ino == btrfs.ROOT_INODE and mount_of(path).fstype == "btrfs"
 
 
 # --- what preflight looks at
 
 
-def _check_place(source: _Source) -> None:
-    """Legs can be made where they are to be made."""
+def _check_place(source: _Source, copied: Sequence[Path]) -> None:
+    """Legs can be made where they are to be made, which is in nothing that is copied."""
     legs = source.place.directory
     with telling(f"{source.path} cannot be cloned into {legs}"):
         where = mount_of(legs)
@@ -431,11 +440,12 @@ def _check_place(source: _Source) -> None:
                 hint="Name a directory on the same one as `dir`: where the filesystem itself is "
                 "mounted, or a subvolume of it at another place.",
             )
-        if Path(os.path.realpath(legs)).is_relative_to(os.path.realpath(source.place.image)):
-            raise UnsafeMirror(
-                f"{legs} is in {source.place.image} itself",
-                hint="Name a directory outside of it as `dir`.",
-            )
+        for path in copied:
+            if Path(os.path.realpath(legs)).is_relative_to(os.path.realpath(path)):
+                raise UnsafeMirror(
+                    f"the legs of {source.path} would lie in {path}, which is copied itself",
+                    hint="Name a directory outside of it as `dir`.",
+                )
         if not source.snapshots:
             with ExitStack() as undo:
                 like = opened(source.path, os.O_RDONLY, undo)
@@ -445,7 +455,7 @@ def _check_place(source: _Source) -> None:
 def _how(source: _Source) -> str:
     """How it is split, and for how long the database is in hot mode meanwhile."""
     if source.snapshots:
-        return f"{source.path}: a snapshot of the subvolume"
+        return f"{source.path}: a snapshot of the subvolume {source.root}"
     status = os.statvfs(source.path)
     files = status.f_files - status.f_ffree
     return (

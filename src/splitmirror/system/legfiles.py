@@ -43,7 +43,7 @@ class LegPlace:
         except OSError as error:
             raise MirrorNotReady(
                 f"{self.directory} cannot be read: {error.strerror}",
-                hint="Mount the filesystem with the images, or correct [mirror].",
+                hint="Mount the filesystem that the legs are on, or correct [mirror].",
             ) from error
         legs = (name.removesuffix(self.suffix).rpartition("@") for name in names if "@" in name)
         found = {split_id for image, _, split_id in legs if image == self.image.name}
