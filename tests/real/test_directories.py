@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -22,6 +23,7 @@ from splitmirror import config, doctor
 from splitmirror.backup import backup
 from splitmirror.catalog import Catalog
 from splitmirror.config import Config
+from splitmirror.databases import Root, by_name, keep_all
 from splitmirror.errors import (
     ConfigError,
     LegError,
@@ -32,10 +34,17 @@ from splitmirror.errors import (
     SplitmirrorError,
     UnsafeMirror,
 )
+from splitmirror.extents.scan import scan
+from splitmirror.extents.trees import plan_trees
+from splitmirror.extents.views import LegView
+from splitmirror.init import propose
 from splitmirror.mirrors import Feature, Mirror
 from splitmirror.mirrors.directories import Directory, DirectoryMirror, Settings
 from splitmirror.mirrors.group import GroupMirror
+from splitmirror.model import Kind
 from splitmirror.recover import recover
+from splitmirror.stream.pipeline import LegSource
+from splitmirror.stream.plan import plan_parts
 from splitmirror.system import btrfs as btrfs_system
 from splitmirror.system import programs, reflink
 from splitmirror.verify import verify
@@ -168,6 +177,41 @@ def test_a_snapshot_is_of_one_instant(btrfs: Directories) -> None:
             writer.kill()
     assert all(second <= first <= second + 1 for first, second in seen), seen
     assert len({first for first, _ in seen}) > 5, "hardly anything was written"
+
+
+@pytest.mark.parametrize("fstype", ["xfs", "btrfs"])
+def test_a_leg_is_read_by_its_maps_on_xfs_and_through_its_files_on_btrfs(
+    xfs: Directories, btrfs: Directories, fstype: str
+) -> None:
+    """What it was at the split, though everything has other bytes on the primary by then."""
+    place = xfs if fstype == "xfs" else btrfs
+    folder = place.path("data") / "read"
+    (folder / "inner").mkdir(parents=True)
+    expected = {}
+    for number in range(300):
+        path = folder / "inner" / f"{number}"
+        path.write_bytes(os.urandom(1 + number * 700))
+        expected[f"read/inner/{number}".encode()] = path.read_bytes()
+    with closing(DirectoryMirror(place.settings)) as mirror:
+        trees = plan_trees([Root(name=b"read", path=os.fsencode(folder))], mirror.volumes())
+        mirror.split("read")
+        for path in folder.rglob("*[0-9]"):
+            path.write_bytes(os.urandom(path.stat().st_size))
+        os.sync()
+        leg = mirror.leg("read", 1)
+        found = {}
+        with LegView(leg, trees) as view:
+            table = scan(view, trees, keep_all, xattrs=True)
+            table.of_leg = True
+            plan = plan_parts(table, table.ordered(by_name), MIB)
+            with LegSource(leg, trees, view, table) as source:
+                for part in plan.parts:
+                    for member in source.members(part):
+                        if member.attributes.kind is Kind.FILE:
+                            found[member.name] = b"".join(map(bytes, member.chunks))
+        mirror.rejoin("read")
+    assert found == expected
+    assert source.counts.through == (0 if fstype == "xfs" else 300)
 
 
 # --- killed
@@ -320,6 +364,35 @@ def full_the_second_time(act: Callable[..., None]) -> Callable[..., None]:
         act(*arguments)
 
     return acting
+
+
+# --- what is proposed
+
+
+@pytest.mark.parametrize("fstype", ["xfs", "btrfs"])
+def test_init_says_how_what_lies_there_could_be_split_as_it_is(
+    xfs: Directories, btrfs: Directories, database: Path, tmp_path: Path, fstype: str
+) -> None:
+    """Its words make a configuration that loads."""
+    where = database if fstype == "btrfs" else xfs.path("data")
+    told = [line for line in propose(where).splitlines() if 'driver = "directories"' in line]
+    (line,) = told
+    driver, entry = line.removeprefix("#   [mirror] ").split("; [[mirror.directories]] ")
+    found = tomllib.loads(f"{driver}\n[[directories]]\n" + entry.replace(", path", "\npath"))
+    assert found.pop("driver") == "directories"
+    settings = msgspec.convert(found, Settings)
+    assert settings.directories[0].path == str(where if where.is_dir() else where.parent)
+    with closing(DirectoryMirror(settings)) as mirror:
+        assert [f for f in mirror.preflight([]) if f.problem is not None] == []
+
+
+def test_nothing_is_said_of_a_sqlite_file_on_xfs_or_of_what_is_elsewhere(
+    xfs: Directories, tmp_path: Path
+) -> None:
+    path = create(xfs.path("data") / "proposed", "app.sqlite")
+    assert "directories" not in propose(path)
+    with loop_filesystems(tmp_path, "ext4") as (disk,):
+        assert "directories" not in propose(disk.path)
 
 
 # --- what is refused

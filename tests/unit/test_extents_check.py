@@ -97,3 +97,11 @@ def test_the_lists_of_names_are_bounded_and_the_counts_are_not() -> None:
 
     assert checked.counts.new == NAMED + 5
     assert len(checked.new) == NAMED
+
+
+def test_files_that_are_clones_of_the_early_ones_are_the_same_where_they_lie_alike() -> None:
+    clone = dataclasses.replace(FILE, ino=12)
+    assert check(table(FILE), table(clone)).counts == MapCounts(early=1, renewed=1)
+    assert check(table(FILE), table(clone), inodes_differ=True).counts == MapCounts(early=1)
+    other = dataclasses.replace(clone, extents=MOVED)
+    assert check(table(FILE), table(other), inodes_differ=True).renewed == (b"t/f",)
