@@ -40,7 +40,7 @@ from splitmirror.extents.views import LegView, PrimaryView
 from splitmirror.freeze import Freeze
 from splitmirror.guard import Guard
 from splitmirror.hold import Hold
-from splitmirror.leaving import kept_when_the_drive_is_lost, left_in_words
+from splitmirror.leaving import kept_when_the_drive_is_lost, left_in_words, said_to_be_whole
 from splitmirror.media.supply import Supply
 from splitmirror.mirrors import Feature, Mirror, Preparing, Suspending
 from splitmirror.model import (
@@ -204,19 +204,6 @@ def clean_up(config: Config, run: Run, tools: Tools, written: writing.Written) -
         run.journal.record("recorded", set=json_of(ended))
     run.clear()
     return ended
-
-
-@contextmanager
-def said_to_be_whole(set_id: str) -> Iterator[None]:
-    """An error in here comes when the set is already safe: say so with it."""
-    try:
-        yield
-    except SplitmirrorError as error:
-        error.add_note(
-            f"The set {set_id} is whole on its volume. When what failed is put right, run "
-            "`splitmirror recover`: it enters the set into the catalogue and ends the run."
-        )
-        raise
 
 
 def confirm_leg(mirror: Mirror, split_id: str) -> None:

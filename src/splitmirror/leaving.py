@@ -61,8 +61,22 @@ def kept_when_the_drive_is_lost(run: Run) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def said_to_be_whole(set_id: str) -> Iterator[None]:
+    """An error in here comes when the set is already safe: say so with it."""
+    try:
+        yield
+    except SplitmirrorError as error:
+        error.add_note(
+            f"The set {set_id} is whole on its volume. When what failed is put right, run "
+            "`splitmirror recover`: it enters the set into the catalogue and ends the run."
+        )
+        raise
+
+
 def left_in_words(run: Run, catalog: Catalog, why: str) -> str:
-    """The same, told; "" when nothing is left. Raises nothing: something else went wrong before."""
+    """`enter_incomplete`, told; "" when nothing is left. Raises nothing: something else went wrong
+    before."""
     try:
         left = enter_incomplete(run, catalog, why)
     except (SplitmirrorError, OSError) as error:

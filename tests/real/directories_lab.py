@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.real.loopfs import LoopFs
-from tests.real.reflink_lab import table
+from tests.real.reflink_lab import written_config
 
-from splitmirror import config
 from splitmirror.config import Config
 from splitmirror.mirrors.directories import Directory, Settings
 
@@ -51,15 +50,7 @@ class Directories:
 
     def configured(self, database: Mapping[str, object], **options: object) -> Config:
         entries = [{"name": each.name, "path": each.path} for each in self.directories]
-        self.config_path.write_text(
-            f'source = "directories"\nstate_dir = "{self.base}/state"\n'
-            f"[database]\n{table(database)}"
-            f'[mirror]\ndriver = "directories"\n'
-            + "".join(f"[[mirror.directories]]\n{table(entry)}" for entry in entries)
-            + f'[medium]\ndriver = "virtualtape"\npath = "{self.base}/SM0001.tap"\n'
-            f"[backup]\n{table(options)}"
-        )
-        return config.load(self.config_path)
+        return written_config(self.base, "directories", {"directories": entries}, database, options)
 
 
 def make_directory(path: Path, fstype: str) -> None:

@@ -52,15 +52,26 @@ class Images:
 
     def configured(self, database: Mapping[str, object], **options: object) -> Config:
         disks = [{"name": disk.name, "image": disk.image} for disk in self.disks]
-        self.config_path.write_text(
-            f'source = "reflinked"\nstate_dir = "{self.base}/state"\n'
-            f"[database]\n{table(database)}"
-            f'[mirror]\ndriver = "reflink"\n'
-            + "".join(f"[[mirror.disks]]\n{table(disk)}" for disk in disks)
-            + f'[medium]\ndriver = "virtualtape"\npath = "{self.base}/SM0001.tap"\n'
-            f"[backup]\n{table(options)}"
-        )
-        return config.load(self.config_path)
+        return written_config(self.base, "reflink", {"disks": disks}, database, options)
+
+
+def written_config(
+    base: Path,
+    engine: str,
+    entries: Mapping[str, Sequence[Mapping[str, object]]],
+    database: Mapping[str, object],
+    options: Mapping[str, object],
+) -> Config:
+    """A configuration in `base`, loaded. `entries`: the arrays of [mirror]."""
+    path = base / "splitmirror.toml"
+    path.write_text(
+        f'source = "{engine}"\nstate_dir = "{base}/state"\n[database]\n{table(database)}'
+        f'[mirror]\ndriver = "{engine}"\n'
+        + "".join(f"[[mirror.{name}]]\n{table(each)}" for name in entries for each in entries[name])
+        + f'[medium]\ndriver = "virtualtape"\npath = "{base}/SM0001.tap"\n'
+        f"[backup]\n{table(options)}"
+    )
+    return config.load(path)
 
 
 def table(values: Mapping[str, object]) -> str:

@@ -16,7 +16,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import re
 import shutil
 import stat
 from collections.abc import Iterator, Sequence
@@ -43,6 +42,8 @@ from splitmirror.system.clonetree import clone_tree
 from splitmirror.system.filesystems import Mount, mount_of
 from splitmirror.system.legfiles import (
     LegPlace,
+    check_apart,
+    check_named,
     check_split_id,
     fsync,
     opened,
@@ -51,7 +52,6 @@ from splitmirror.system.legfiles import (
 )
 from splitmirror.units import parse_size, show_seconds, size_setting
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _KINDS = ("xfs", "btrfs")
 _FILE_S = 100e-6  # to clone a small file on xfs, on the large side (docs/mirrors.md)
 
@@ -79,22 +79,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def __post_init__(self) -> None:
         names = [each.name for each in self.directories]
-        if not names or len(set(names)) < len(names) or not all(map(_NAME.fullmatch, names)):
-            raise ConfigError(
-                f"[mirror] directories have the names {names}",
-                hint="Give each of one or more directories its own name of letters, digits, dots, "
-                "dashes and underscores.",
-            )
         paths = [path for each in self.directories for path in (each.path, each.dir)]
-        if not all(Path(path).is_absolute() for path in paths if path):
-            raise ConfigError("[mirror] has a relative path", hint="Begin each with a slash.")
+        check_named("directories", names, paths)
         if any(not each.place.image.name for each in self.directories):
             raise ConfigError("[mirror] has the directory /", hint="Name the database's own.")
-        if len({each.place.leg("x") for each in self.directories}) < len(names):
-            raise ConfigError(
-                "[mirror] has two directories whose legs would have the same name",
-                hint="Name every directory once; those of one name need different dirs.",
-            )
+        check_apart([each.place for each in self.directories])
         size_setting("[mirror] room", self.room)
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -40,6 +39,8 @@ from splitmirror.system.filesystems import mount_of, superblocks_below
 from splitmirror.system.legfiles import (
     Clone,
     LegPlace,
+    check_apart,
+    check_named,
     check_split_id,
     fsync,
     opened,
@@ -50,7 +51,6 @@ from splitmirror.system.legfiles import (
 from splitmirror.system.loopimages import SECTOR
 from splitmirror.units import parse_size, show_seconds, size_setting
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _HOSTS = ("xfs", "btrfs")
 # Of a prepared split, measured on xfs and btrfs, on the large side (docs/mirrors.md).
 _EXTENT_S = 3e-6
@@ -78,21 +78,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def __post_init__(self) -> None:
         names = [disk.name for disk in self.disks]
-        if not names or len(set(names)) < len(names) or not all(map(_NAME.fullmatch, names)):
-            raise ConfigError(
-                f"[mirror] disks have the names {names}",
-                hint="Give each of one or more disks its own name of letters, digits, dots, dashes "
-                "and underscores.",
-            )
         paths = [path for disk in self.disks for path in (disk.image, disk.device, disk.dir)]
-        if not all(Path(path).is_absolute() for path in paths if path):
-            raise ConfigError("[mirror] has a relative path", hint="Begin each with a slash.")
-        legs = {_place(disk).leg("x") for disk in self.disks}
-        if len(legs) < len(self.disks):
-            raise ConfigError(
-                "[mirror] has two disks whose legs would have the same name",
-                hint="Give every disk an image of its own, and images of one name different dirs.",
-            )
+        check_named("disks", names, paths)
+        check_apart([_place(disk) for disk in self.disks])
         size_setting("[mirror] room", self.room)
         if not self.longest_split_s > 0:
             raise ConfigError(

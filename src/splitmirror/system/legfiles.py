@@ -9,16 +9,17 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from splitmirror.errors import MirrorError, MirrorNotReady, NoRoom
+from splitmirror.errors import ConfigError, MirrorError, MirrorNotReady, NoRoom
 from splitmirror.model import Finding
 from splitmirror.system import images, reflink
 from splitmirror.units import show_size
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 SPLIT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _LONGEST_NAME = 255  # bytes, on xfs and btrfs (NAME_MAX)
 # Of what is there this part at least must be free, to be overwritten while a leg is there.
@@ -93,6 +94,28 @@ def prepare_clone(place: LegPlace, split_id: str, undo: ExitStack, *, early: boo
         undo.callback(os.close, leg)
         known = reflink.clone_early(source, leg) if early else None
     return Clone(place=place, source=source, leg=leg, directory=directory, known=known)
+
+
+def check_named(what: str, names: Sequence[str], paths: Sequence[str]) -> None:
+    """That each of what `[mirror]` names has a name of its own, and that all paths are absolute, or
+    "" for none. Raises ConfigError."""
+    if not names or len(set(names)) < len(names) or not all(map(_NAME.fullmatch, names)):
+        raise ConfigError(
+            f"[mirror] {what} have the names {list(names)}",
+            hint="Name one or more, each by a name of its own of letters, digits, dots, dashes and "
+            "underscores.",
+        )
+    if not all(Path(path).is_absolute() for path in paths if path):
+        raise ConfigError("[mirror] has a relative path", hint="Begin each with a slash.")
+
+
+def check_apart(places: Sequence[LegPlace]) -> None:
+    """That no two legs of one split have the same name. Raises ConfigError."""
+    if len({place.leg("x") for place in places}) < len(places):
+        raise ConfigError(
+            "[mirror] has two entries whose legs would have the same name",
+            hint="Name everything once; where two are called alike, give them different dirs.",
+        )
 
 
 def check_split_id(split_id: str) -> None:
