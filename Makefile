@@ -1,5 +1,5 @@
 # make demo    set up, then a whole backup and restore of a running database       (ARGS="--json ...")
-#              (--mirror qsd|lvm|md|reflink; --in-guest runs it on LVM in an emulated machine)
+#              (--mirror qsd|lvm|md|reflink|directories; --in-guest runs it on LVM in an emulated machine)
 # make test    set up, then every test; the slow tiers say what they ran        (ARGS="-k name")
 #              SKIP_VM=1 leaves out the guests, which take most of the time
 # make test-vm the guests alone: LVM, md, PostgreSQL on Debian's own kernel, emulated; docs/testing.md

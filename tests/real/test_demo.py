@@ -21,6 +21,7 @@ from splitmirror.config import Config
 from splitmirror.demo import Options, run_demo
 from splitmirror.demo.lab import leftovers
 from splitmirror.demo.ledger import acknowledged
+from splitmirror.errors import ConfigError
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
 
@@ -67,6 +68,29 @@ def test_nothing_is_lost_torn_different_or_left(place: Path, database: str, mode
     assert document["leftovers"] == []
     assert 0 < document["write_pause_ms"] <= document["quiesce_window_ms"] + 1000
     assert document["pause_floor_ms"] > 0
+    assert left(place) == []
+
+
+@pytest.mark.parametrize("mirror", ["reflink", "directories"])
+def test_a_snapshot_instead_of_a_mirror_is_shown_as_well(place: Path, mirror: str) -> None:
+    argv = command(place, "--json", "--mirror", mirror)
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=150)
+    assert done.returncode == 0, done.stderr
+    document: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    assert document["ok"] and document["mirror"] == mirror
+    assert document["ledger"]["restored"] >= document["ledger"]["acknowledged_before_split"] > 0
+    assert (document["write_pause_ms"] > 0) == (mirror == "reflink")
+    assert left(place) == []
+
+
+@pytest.mark.parametrize("wrong", [("--database", "sqlite"), ("--mode", "freeze")])
+def test_what_directories_cannot_show_is_refused_at_once(
+    place: Path, wrong: tuple[str, str]
+) -> None:
+    argv = command(place, "--mirror", "directories", *wrong)
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == ConfigError.exit_code, done.stderr
+    assert "another --mirror" in done.stderr
     assert left(place) == []
 
 

@@ -141,7 +141,7 @@ def test_a_tablespace_on_the_other_filesystem_belongs_to_the_set(
             try:
                 with pytest.raises(NotOnMirror) as refused:
                     backup(configured(running))
-                assert refused.value.hint
+                assert "[[mirror.directories]]" in refused.value.hint
 
                 both = replace(places, directories=(*places.directories, *beside.directories))
                 loaded = configured((both, cluster))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from splitmirror.cli.output import print_json, terminal_watch
-from splitmirror.cli.show import pause_parts, rate
+from splitmirror.cli.show import rate, write_pause
 from splitmirror.errors import ConfigError
 from splitmirror.model import Check, Mode
 from splitmirror.progress import unwatched
@@ -36,7 +36,9 @@ def demo(
     ] = DIRECTORY,
     mirror: Annotated[
         str,
-        typer.Option(help="qsd, lvm, md or reflink; auto: lvm where there is device-mapper."),
+        typer.Option(
+            help="qsd, lvm, md, reflink, directories; auto: lvm if there is device-mapper."
+        ),
     ] = "auto",
     keep: Annotated[bool, typer.Option("--keep", help="Keep the lab's files.")] = False,
     json: Annotated[bool, typer.Option("--json", help="The last line is one document.")] = False,
@@ -124,7 +126,7 @@ def _print_shown(shown: Shown) -> None:
     print(f"what happened ({made.database}, {made.mode} mode, check {made.check}):\n")
     print("\n".join(timeline(made.phases)))
     print(
-        f"\n  ▶ write pause {show_seconds(made.write_pause_s)}{pause_parts(made)}\n"
+        f"\n  ▶ write pause {write_pause(made)}\n"
         f"    a bare freeze, split and thaw here: {show_seconds(shown.pause_floor_s)}"
     )
     print(f"    quiesce window {show_seconds(made.quiesce_window_s)}")

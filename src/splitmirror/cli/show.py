@@ -109,13 +109,8 @@ def write_pause(shown: BackupSet) -> str:
     """How long writers stood still, and in brackets what that consists of."""
     if not shown.write_pause_s and not shown.pause_parts:
         return "none: nothing was frozen"
-    return f"{show_seconds(shown.write_pause_s)}{pause_parts(shown)}"
-
-
-def pause_parts(shown: BackupSet) -> str:
-    """What the write pause consists of, in brackets."""
-    parts = (f"{name} {show_seconds(s)}" for name, s in shown.pause_parts.items())
-    return f" ({', '.join(parts)})" if shown.pause_parts else ""
+    parts = ", ".join(f"{name} {show_seconds(s)}" for name, s in shown.pause_parts.items())
+    return f"{show_seconds(shown.write_pause_s)}{f' ({parts})' * bool(parts)}"
 
 
 def print_sets(sets: Sequence[BackupSet]) -> None:

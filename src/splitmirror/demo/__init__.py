@@ -17,12 +17,12 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from splitmirror import config, journal
+from splitmirror import config, journal, preflight
 from splitmirror.backup import backup, filesystems_of
 from splitmirror.catalog import Catalog
 from splitmirror.config import Config
 from splitmirror.demo import subjects
-from splitmirror.demo.below import Below, kind
+from splitmirror.demo.below import Below, check_fits, data_fstype, kind
 from splitmirror.demo.lab import Lab, configuration, data_and_wal, lab_at, leftovers
 from splitmirror.demo.ledger import Verdict, acknowledged, judge
 from splitmirror.drill import drill
@@ -88,6 +88,7 @@ def run_demo(options: Options, tell: Narrator, watch: Watch = unwatched) -> Show
     """Make the lab, back up, restore, check, take the lab away, also on Ctrl-C."""
     require_root()
     below = kind(options.mirror)
+    check_fits(below, options.database, options.mode)
     if options.database == "postgresql":
         subjects.check_postgres_user()
     base = Path(tempfile.mkdtemp(prefix="splitmirror-demo-", dir=options.directory))
@@ -104,17 +105,18 @@ def run_demo(options: Options, tell: Narrator, watch: Watch = unwatched) -> Show
 
 
 def _in_lab(base: Path, options: Options, below: Below, tell: Narrator, watch: Watch) -> Shown:
-    tell(f"making a lab below {base}: two disks with mirrors, ext4 for data, xfs for the log")
+    fstype = data_fstype(below)
+    tell(f"making a lab below {base}: two disks, {fstype} for data, xfs for the log")
     with ExitStack() as lab_stack:
-        lab = lab_stack.enter_context(lab_at(base, data_and_wal(options.size), below))
+        lab = lab_stack.enter_context(lab_at(base, data_and_wal(options.size, fstype), below))
         subject = _subject(lab, options)
         config_text = configuration(lab, subject.table(), _backup_table(options))
         lab.config_path.write_text(config_text)
         loaded = config.load(lab.config_path)
+        subject.create()
         with closing(loaded.open_mirror()) as mirror:
             mirror.synchronize(watch("establish"))
         tell(f"filling a {options.database} database")
-        subject.create()
         with subject.running(), ExitStack() as load:
             subject.fill(options.size)
             for told in subject.writers():
@@ -152,12 +154,14 @@ def _pause_floor(loaded: Config, watch: Watch) -> float:
 
 
 def frozen(loaded: Config, mirror: Mirror) -> list[str]:
-    """The mountpoints that a backup freezes; in hot mode the WAL's is not among them."""
+    """The mountpoints that a backup freezes; in hot mode the WAL's is not among them, and where the
+    split must write to them there are none."""
     database = loaded.open_database()
     stop_at_first(database.preflight(loaded.backup.mode))
     layout = database.layout()
     trees = plan_trees(layout.roots, mirror.volumes(), layout.keep)
-    return [filesystem.mountpoint for filesystem in filesystems_of(trees)]
+    to_freeze = preflight.frozen(mirror, filesystems_of(trees))
+    return [filesystem.mountpoint for filesystem in to_freeze]
 
 
 def _bare_split(mountpoints: Sequence[str], mirror: Mirror, split_id: str) -> float:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from splitmirror import config
 from splitmirror.errors import Busy, ConfigError, ProgramFailed, SplitmirrorError
 from splitmirror.mirrors import Attachable
+from splitmirror.model import Mode
 from splitmirror.system import loop, programs
 
 if TYPE_CHECKING:
@@ -154,11 +155,25 @@ def _unmount(place: Path) -> None:
     programs.run(["umount", str(place)], timeout_s=_MAKE_S)
 
 
+class Directories:
+    """A copy in place of a mirror: the cluster's directory, on a filesystem that can make one."""
+
+    def table(self, lab: Lab) -> str:
+        path = lab.mountpoint("data") / "pg"
+        return f'driver = "directories"\n\n[[mirror.directories]]\nname = "data"\npath = "{path}"\n'
+
+    def devices(self, lab: Lab, undo: ExitStack) -> dict[str, str]:
+        return {
+            disk.name: _loop(lab.image(disk.name, "primary"), disk.size, undo) for disk in lab.disks
+        }
+
+
 KINDS: Final[dict[str, type[Below]]] = {
     "qsd": Embedded,
     "lvm": Lvm,
     "md": Md,
     "reflink": Reflink,
+    "directories": Directories,
 }
 _NEEDS_MAPPER: Final = ("/dev/mapper/control", "lvm")
 
@@ -173,6 +188,20 @@ def kind(name: str) -> Below:
     if name not in KINDS:
         raise ConfigError(f"no mirror {name!r}", hint=f"Take one of: auto, {', '.join(KINDS)}.")
     return KINDS[name]()
+
+
+def check_fits(below: Below, database: str, mode: Mode) -> None:
+    """Raises ConfigError where the demo's database cannot be split so."""
+    if isinstance(below, Directories) and (database, mode) != ("postgresql", Mode.HOT):
+        raise ConfigError(
+            f"{database} in {mode} mode cannot be shown with --mirror directories",
+            hint="Take postgresql in hot mode, or another --mirror; docs/mirrors.md says why.",
+        )
+
+
+def data_fstype(below: Below) -> str:
+    """What the lab's data disk is made as: of an ext4 there are no copies."""
+    return "xfs" if isinstance(below, Directories) else "ext4"
 
 
 def _loops(lab: Lab, disk: Disk, undo: ExitStack) -> list[str]:

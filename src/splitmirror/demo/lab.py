@@ -81,10 +81,10 @@ class Lab:
         return self.base / "ledger"
 
 
-def data_and_wal(size: int) -> tuple[Disk, ...]:
-    """The demo's disks: ext4 for `size` bytes of data, xfs for the write-ahead log."""
+def data_and_wal(size: int, fstype: str = "ext4") -> tuple[Disk, ...]:
+    """The demo's disks: one for `size` bytes of data, xfs for the write-ahead log."""
     return (
-        Disk(name="data", fstype="ext4", size=2 * size + SLACK),
+        Disk(name="data", fstype=fstype, size=2 * size + SLACK),
         Disk(name="wal", fstype="xfs", size=WAL_DISK_SIZE),
     )
 

@@ -232,10 +232,10 @@ def _unknown(what: str, mount: Mount) -> NotOnMirror | UnsupportedStack:
 
 def _off_mirror(what: str, device: str, volumes: Iterable[Volume]) -> NotOnMirror:
     mirrored = ", ".join(volume.device for volume in volumes) or "nothing"
-    return NotOnMirror(
-        f"{what} is not on the mirror but on {device}",
-        hint=f"Mirrored are: {mirrored}. Move it there, or mirror its volume too.",
-    )
+    hint = f"Mirrored are: {mirrored}. Move it there, or mirror its volume too."
+    if any(volume.folders for volume in volumes):
+        hint = "Name its directory in [[mirror.directories]] as well."
+    return NotOnMirror(f"{what} is not on the mirror but on {device}", hint=hint)
 
 
 def _unsupported(what: str, layer: str) -> UnsupportedStack:
