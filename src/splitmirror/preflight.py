@@ -52,7 +52,7 @@ def attached(mirror: Mirror) -> Finding:
                 state.why or "the mirror was never started",
                 hint="Start it with `splitmirror mirror start`, then mount its devices."
                 if ours
-                else "Look at its volumes and disks (`lvs -a`, /proc/mdstat, dmesg).",
+                else "Look at its volumes, disks, mounts (`lvs -a`, /proc/mdstat, findmnt, dmesg).",
             ),
         )
     if state.split_id is not None:
