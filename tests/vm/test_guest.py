@@ -1,5 +1,5 @@
 """The guest itself: what the host tells of scenarios that fail and of guests that die; commands and
-files, what it stands on, a database without a mirror, what a cut of power leaves."""
+files, what it stands on, copies of directories, what a cut of power leaves."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.vm.conftest import WORK, Inside
+from tests.vm.conftest import Inside
 from tests.vm.guest import MIB, CommandFailed, Disk, Guest
 from tests.vm.image import PROJECT, Image
 
 TAKES_S = 75
-DISKS = (Disk(name="a", size=300 * MIB), Disk(name="b", size=300 * MIB), WORK)
+DISKS = (Disk(name="a", size=300 * MIB), Disk(name="b", size=300 * MIB))
 
 
 # --- what is broken on purpose, in a guest that is gone before ours is booted
@@ -116,9 +116,8 @@ def test_bytes_go_in_and_come_out_unchanged(guest: Guest) -> None:
         guest.get("/root/none")
 
 
-@pytest.mark.usefixtures("work")
-def test_the_platform_and_a_database_without_a_mirror(inside: Inside) -> None:
-    inside("test_platform.py", "test_whole_directories.py")
+def test_the_platform_and_copies_of_directories(inside: Inside) -> None:
+    inside("test_platform.py", "test_directories.py")
 
 
 def test_a_reset_keeps_what_was_on_the_disks_and_nothing_else(guest: Guest) -> None:
